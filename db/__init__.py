@@ -1,0 +1,66 @@
+"""The shop's database, for everybody else: connection(), reading(), reports(), load()."""
+import atexit
+import functools
+
+import psycopg
+import psycopg_pool
+from flask import current_app, g
+
+from db.embedded import Servers
+from db.pool import Database, lost
+from db.queries import load
+
+__all__ = ["connection", "init_app", "load", "reading", "reports"]
+
+
+def connection():
+    """``with connection() as conn``: one database transaction, stored at the end of the block."""
+    return current_app.extensions["db"].connection()
+
+
+def reading():
+    """``with reading() as conn``: for a single statement that stands alone."""
+    return current_app.extensions["db"].reading()
+
+
+def reports():
+    """The Database of long reads: connections of their own, no statement time-out, a replica."""
+    return current_app.extensions["db_reports"]
+
+
+def init_app(app):
+    """Bind the pools, and run a request once more that met a dead connection and wrote nothing."""
+    config = app.config
+    url = config["DATABASE_URL"] or (lambda: embedded_urls(app)[0])
+    timeout = config["STATEMENT_TIMEOUT_MS"]
+    app.extensions["db"] = Database(url, config["POOL_MAX_SIZE"], timeout)
+    app.extensions["db_reports"] = Database(
+        config["DATABASE_READ_URL"] or url, config["REPORT_CONCURRENCY"] + 1, 0
+    )
+    dispatch = app.dispatch_request
+
+    def dispatch_again_if_lost():
+        try:
+            return dispatch()
+        except psycopg.Error as error:
+            if isinstance(error, psycopg_pool.PoolTimeout) or not lost(error):
+                raise
+            for pool in ("db", "db_reports"):  # either may be where the next statement goes
+                app.extensions[pool].drain()
+            if g.get("may_have_written"):
+                raise
+            return dispatch()
+
+    app.dispatch_request = dispatch_again_if_lost
+
+
+@functools.cache
+def _servers(folder):
+    servers = Servers(folder)
+    atexit.register(servers.stop)  # the last user stops them
+    return servers.start()
+
+
+def embedded_urls(app):
+    """(database URL, Redis URL) of the servers under instance/, started if they don't run."""
+    return _servers(app.instance_path)

@@ -1,0 +1,127 @@
+"""``flask db``: the schema, and what is in it."""
+import sys
+
+import click
+import psycopg
+from flask import current_app
+from flask.cli import AppGroup, with_appcontext
+
+import db
+from db import migrations
+from db.seed import DEMO, PASSWORD, NotEmpty, seed
+
+
+class Commands(AppGroup):
+    """Commands whose trouble with the database is one clear line."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except (migrations.MigrationError, psycopg.OperationalError) as error:
+            raise click.ClickException(str(error)) from None
+        except psycopg.errors.UndefinedTable:
+            raise click.ClickException(
+                "There is no schema yet. `flask db upgrade` makes it."
+            ) from None
+
+
+group = Commands("db", help="Set the database up.")
+
+
+def init_app(app):
+    app.cli.add_command(group)
+
+
+def url():
+    """The database's URL; starts the embedded server where none is set."""
+    return current_app.config["DATABASE_URL"] or db.embedded_urls(current_app)[0]
+
+
+@group.command()
+@with_appcontext
+def upgrade():
+    """Apply the migrations that are new."""
+    count = migrations.upgrade(url(), click.echo)
+    click.echo(f"{count} applied." if count else "Nothing to do.")
+
+
+@group.command()
+@click.option("--steps", default=1, show_default=True, type=click.IntRange(1))
+@with_appcontext
+def downgrade(steps):
+    """Take the last migrations back."""
+    count = migrations.downgrade(url(), steps, click.echo)
+    click.echo(f"{count} undone." if count else "Nothing to do.")
+
+
+@group.command()
+@with_appcontext
+def status():
+    """Say which migrations are applied. Exit 1 if any is missing or doesn't fit."""
+    with migrations.connect(url()) as conn:
+        seen = migrations.applied(conn)
+    known = migrations.files()
+    for migration in known:
+        mark = "applied" if migration.version in seen else "new"
+        click.echo(f"{migration.version:04d}_{migration.name}: {mark}")
+    migrations.check(known, seen)
+    sys.exit(len(seen) < len(known))
+
+
+@group.command("seed")
+@click.option("--users", default=DEMO["users"], show_default=True, type=click.IntRange(0))
+@click.option("--products", default=DEMO["products"], show_default=True, type=click.IntRange(0))
+@click.option("--transactions", default=DEMO["transactions"], show_default=True,
+              type=click.IntRange(0))
+@click.option("--force", is_flag=True, help="Also in production.")
+@with_appcontext
+def seed_command(force, **sizes):
+    """Fill an empty shop with made-up data, whose passwords everybody knows."""
+    if current_app.config["APP_ENV"] == "production" and not force:
+        raise click.ClickException(
+            f"This is production, and every password would be {PASSWORD}. Say --force to do it."
+        )
+    with Progress() as progress:
+        try:
+            seed(url(), sizes, progress)
+        except NotEmpty:
+            raise click.ClickException(
+                "The shop is not empty. `flask db reset` empties it."
+            ) from None
+
+
+@group.command()
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@with_appcontext
+def reset(yes):
+    """Drop everything and build the schema anew, empty."""
+    if current_app.config["APP_ENV"] == "production":
+        raise click.ClickException("Not in production.")
+    if not yes:
+        click.confirm("Drop every table, with all that is in it?", abort=True)
+    migrations.reset(url())
+    click.echo("The shop is empty.")
+
+
+class Progress:
+    """A bar for each thing that is filled on a terminal, a line now and then elsewhere."""
+
+    def __init__(self):
+        self._bar = self._name = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.__exit__(None, None, None)
+
+    def __call__(self, name, done, size):
+        if not sys.stdout.isatty():
+            click.echo(f"{name}: {done:,} of {size:,}")
+            return
+        if name != self._name:
+            self.__exit__()
+            self._name, self._bar = name, click.progressbar(length=size, label=f"{name:12}")
+            self._bar.__enter__()
+        self._bar.update(done - self._bar.pos)

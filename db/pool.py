@@ -1,0 +1,121 @@
+"""Connections: a psycopg pool a process, opened on first use, never shared across a fork."""
+import contextlib
+import os
+import socket
+import threading
+import time
+
+import psycopg
+from flask import g, has_request_context
+from psycopg_pool import ConnectionPool
+
+CHECKOUT_SECONDS = 2.0  # how long a request waits for a connection before it is answered 503
+CONNECT_SECONDS = 2
+GRACE_SECONDS = 1.0  # what a statement may take beyond its time-out before its socket is cut
+
+
+class Database:
+    """A pool of connections to one database.
+
+    ``url`` is a libpq URL or a function that gives one. Every connection speaks UTC and ends a
+    statement after ``statement_timeout_ms`` (0: never) and an idle transaction after a minute.
+    """
+
+    def __init__(self, url, size, statement_timeout_ms):
+        self._url, self._size, self._timeout_ms = url, size, statement_timeout_ms
+        self._pool = self._pid = None
+        self._lock = threading.Lock()
+        self._deadlines = {}
+
+    @contextlib.contextmanager
+    def reading(self):
+        """A connection on which every statement stands alone: for one SELECT, with no BEGIN."""
+        pool = self._open()
+        conn = pool.getconn(timeout=CHECKOUT_SECONDS)
+        if self._timeout_ms:
+            self._deadlines[conn] = time.monotonic() + self._timeout_ms / 1000 + GRACE_SECONDS
+        try:
+            yield conn
+        finally:
+            self._deadlines.pop(conn, None)
+            pool.putconn(conn)
+
+    @contextlib.contextmanager
+    def connection(self):
+        """A connection whose ``with`` block is all or nothing: stored at its end, or undone."""
+        with self.reading() as conn, conn.transaction():
+            yield conn
+            if has_request_context():
+                g.may_have_written = True  # from here on the request can't be run again
+
+    def without_timeout(self):
+        """A second, single-connection pool to the same database, for slow work."""
+        return Database(self._url, 1, 0)
+
+    def drain(self):
+        """Replace every idle connection: the server they lead to is gone."""
+        if self._pool is not None:
+            self._pool.drain()
+
+    def close(self):
+        with self._lock:
+            if self._pool is not None and self._pid == os.getpid():
+                self._pool.close()
+            self._pool = None
+
+    def stats(self):
+        """psycopg_pool's own counters, empty before the first use."""
+        return self._pool.get_stats() if self._pool is not None else {}
+
+    def _open(self):
+        if self._pool is not None and self._pid == os.getpid():
+            return self._pool
+        with self._lock:
+            if self._pool is None or self._pid != os.getpid():
+                self._pool = ConnectionPool(
+                    self._url() if callable(self._url) else self._url,
+                    min_size=0, max_size=self._size, max_idle=120, max_lifetime=3600,
+                    # An attempt that fails is given up soon and made anew by the next request: the
+                    # pool's own back-off would go on sleeping after the server is back.
+                    reconnect_timeout=0.5, timeout=CHECKOUT_SECONDS,
+                    kwargs=connect_options(self._timeout_ms) | {"autocommit": True}, open=True,
+                )
+                self._pid = os.getpid()
+                self._deadlines = {}
+                if self._timeout_ms:
+                    threading.Thread(target=self._cut_overdue, daemon=True).start()
+        return self._pool
+
+    def _cut_overdue(self):
+        """Cut the socket of a statement that the server should have ended by itself.
+
+        PostgreSQL's statement_timeout works only while PostgreSQL does. When it is frozen or cut
+        off, this is what gives the waiting thread back.
+        """
+        while True:
+            time.sleep(0.25)
+            now = time.monotonic()
+            for conn, deadline in list(self._deadlines.items()):
+                if now > deadline and self._deadlines.pop(conn, None):
+                    with contextlib.suppress(OSError, psycopg.Error):
+                        handle = socket.socket(fileno=os.dup(conn.fileno()))
+                        with handle:
+                            handle.shutdown(socket.SHUT_RDWR)
+
+
+def connect_options(statement_timeout_ms=0):
+    """Keyword arguments for psycopg.connect that every connection of the shop wants."""
+    options = (
+        "-c timezone=UTC -c datestyle=ISO -c jit=off -c lock_timeout=5s "
+        "-c idle_in_transaction_session_timeout=60s"
+        f" -c statement_timeout={statement_timeout_ms}"
+    )
+    return {"options": options, "connect_timeout": CONNECT_SECONDS, "application_name": "shopfront"}
+
+
+def lost(error):
+    """Whether an error means that the connection is gone, not that the statement was wrong."""
+    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return False
+    # 57P01..03: the server is shutting down or starting. No SQLSTATE: nobody answered at all.
+    return error.sqlstate is None or error.sqlstate in ("57P01", "57P02", "57P03")

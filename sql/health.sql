@@ -1,0 +1,3 @@
+-- name: version :value
+SELECT max(version)
+FROM schema_migrations

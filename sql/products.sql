@@ -1,0 +1,179 @@
+-- The row numbers are found by an index alone, where the filters let it, and only the page's own
+-- rows are read: that is what a far page costs less by. A subquery for each keeps their order.
+-- name: page :column replan
+SELECT (
+    SELECT row_to_json(r)::text
+    FROM (
+        SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock,
+               p.category_id, c.name AS category_name, p.created_at, p.updated_at
+        FROM products p
+        LEFT JOIN categories c ON c.id = p.category_id
+        WHERE p.id = k.id
+    ) r
+)
+FROM (
+    SELECT p.id
+    FROM products p
+    WHERE p.retired_at IS NULL
+      AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
+      AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
+      AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
+      AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
+      AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+      AND (%(pattern)s::text IS NULL OR p.search_text LIKE '%' || lower(%(pattern)s) || '%')
+      AND (%(after_id)s::bigint IS NULL OR CASE %(sort)s::text
+           WHEN 'created_at'
+           THEN (p.created_at, p.id) > (%(after)s::text::timestamptz, %(after_id)s)
+           WHEN '-created_at'
+           THEN (p.created_at, p.id) < (%(after)s::text::timestamptz, %(after_id)s)
+           WHEN 'name'
+           THEN (lower(p.name) COLLATE "C", p.id) > (lower(%(after)s::text), %(after_id)s)
+           WHEN '-name'
+           THEN (lower(p.name) COLLATE "C", p.id) < (lower(%(after)s::text), %(after_id)s)
+           WHEN 'price'
+           THEN (p.price, p.id) > (%(after)s::text::numeric, %(after_id)s)
+           WHEN '-price'
+           THEN (p.price, p.id) < (%(after)s::text::numeric, %(after_id)s)
+           END)
+    ORDER BY
+        CASE WHEN %(sort)s = 'created_at' THEN p.created_at END,
+        CASE WHEN %(sort)s = '-created_at' THEN p.created_at END DESC,
+        CASE WHEN %(sort)s = 'name' THEN lower(p.name) COLLATE "C" END,
+        CASE WHEN %(sort)s = '-name' THEN lower(p.name) COLLATE "C" END DESC,
+        CASE WHEN %(sort)s = 'price' THEN p.price END,
+        CASE WHEN %(sort)s = '-price' THEN p.price END DESC,
+        CASE WHEN left(%(sort)s, 1) = '-' THEN p.id END DESC,
+        p.id
+    LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
+) k
+
+-- Relevance is three lists, one behind the other: names that begin with the term, in alphabetical
+-- order, so that the name itself comes first; names that have it elsewhere, the newest first; and
+-- what has it only in description or SKU, the newest first. (Terms of one or two letters, which no
+-- trigram index knows, make do with the first list and the rest.) There is no ORDER BY around
+-- them: PostgreSQL reads the parts of a UNION ALL in turn and stops at the limit, so that a word
+-- which is everywhere costs no more than the page. `after_rank` and `after_name` go with a cursor.
+-- name: relevant :many replan
+SELECT k.rank, (
+    SELECT row_to_json(r)::text
+    FROM (
+        SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock,
+               p.category_id, c.name AS category_name, p.created_at, p.updated_at
+        FROM products p
+        LEFT JOIN categories c ON c.id = p.category_id
+        WHERE p.id = k.id
+    ) r
+) AS json
+FROM (
+    (SELECT 1 AS rank, p.id
+     FROM products p
+     WHERE p.retired_at IS NULL
+       AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
+       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
+       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
+       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
+       AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+       AND lower(p.name) COLLATE "C" LIKE lower(%(pattern)s::text) || '%'
+       AND (%(after_rank)s::int IS NULL OR (%(after_rank)s = 1
+            AND (lower(p.name) COLLATE "C", p.id) > (lower(%(after_name)s::text), %(after_id)s)))
+     ORDER BY lower(p.name) COLLATE "C", p.id
+     LIMIT %(limit)s::bigint + %(offset)s::bigint)
+    UNION ALL
+    (SELECT 2 AS rank, p.id
+     FROM products p
+     WHERE p.retired_at IS NULL
+       AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
+       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
+       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
+       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
+       AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+       AND length(%(search)s::text) > 2
+       AND lower(p.name) LIKE '%' || lower(%(pattern)s::text) || '%'
+       AND p.search_text LIKE '%' || lower(%(pattern)s::text) || '%'  -- says how rare it is
+       AND lower(p.name) NOT LIKE lower(%(pattern)s::text) || '%'
+       AND (%(after_rank)s::int IS NULL OR %(after_rank)s < 2
+            OR (%(after_rank)s = 2 AND p.id < %(after_id)s::bigint))
+     ORDER BY p.id DESC
+     LIMIT %(limit)s::bigint + %(offset)s::bigint)
+    UNION ALL
+    (SELECT 3 AS rank, p.id
+     FROM products p
+     WHERE p.retired_at IS NULL
+       AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
+       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
+       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
+       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
+       AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+       AND p.search_text LIKE '%' || lower(%(pattern)s::text) || '%'
+       AND CASE WHEN length(%(search)s::text) > 2
+           THEN lower(p.name) NOT LIKE '%' || lower(%(pattern)s::text) || '%'
+           ELSE lower(p.name) NOT LIKE lower(%(pattern)s::text) || '%' END
+       AND (%(after_rank)s::int IS NULL OR %(after_rank)s < 3 OR p.id < %(after_id)s::bigint)
+     ORDER BY p.id DESC
+     LIMIT %(limit)s::bigint + %(offset)s::bigint)
+    LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
+) k
+
+-- The products that have a term of one or two letters, or more than a thousand of them: then it is
+-- common, and reading in order meets it soon.
+-- name: short :column replan
+-- index: products_grams_idx
+SELECT id
+FROM products
+WHERE retired_at IS NULL AND short_grams(search_text) @> ARRAY[lower(%(search)s::text)]
+LIMIT 1001
+
+-- name: count :value replan
+SELECT count(*)
+FROM products p
+WHERE p.retired_at IS NULL
+  AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
+  AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
+  AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
+  AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
+  AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+  AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+  AND (%(pattern)s::text IS NULL OR p.search_text LIKE '%' || lower(%(pattern)s) || '%')
+
+-- name: get :json
+-- index: products_pkey
+SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock, p.category_id,
+       c.name AS category_name, p.created_at, p.updated_at
+FROM products p
+LEFT JOIN categories c ON c.id = p.category_id
+WHERE p.id = %(id)s::bigint AND p.retired_at IS NULL
+
+-- name: lock :one
+-- index: products_pkey
+SELECT id, sku, name, description, price, stock, category_id, sold
+FROM products
+WHERE id = %(id)s::bigint AND retired_at IS NULL
+FOR UPDATE
+
+-- name: insert :value
+INSERT INTO products (sku, name, description, price, stock, category_id)
+VALUES (%(sku)s, %(name)s, %(description)s, %(price)s, %(stock)s, %(category_id)s)
+RETURNING id
+
+-- name: update :count
+-- index: products_pkey
+UPDATE products
+SET sku = %(sku)s, name = %(name)s, description = %(description)s, price = %(price)s,
+    stock = %(stock)s, category_id = %(category_id)s, updated_at = now()
+WHERE id = %(id)s::bigint
+
+-- name: delete :count
+-- index: products_pkey
+DELETE FROM products
+WHERE id = %(id)s::bigint
+
+-- Out of the catalogue, and out of its category, which may now be deleted.
+-- name: retire :count
+-- index: products_pkey
+UPDATE products
+SET retired_at = now(), updated_at = now(), category_id = NULL
+WHERE id = %(id)s::bigint
