@@ -1,0 +1,73 @@
+"""Answers out of JSON text: bytes, a strong ETag, conditional requests (RFC 9110, 13)."""
+import hashlib
+
+from flask import Response, current_app, request
+
+from extensions.errors import Problem
+
+PRIVATE = "private, no-cache"
+PUBLIC = "public, no-cache"  # may be kept, must be asked for again: our own cache is never stale
+SECRET = "no-store"
+
+
+def etag_of(body):
+    """The strong tag of a representation: a hash of its bytes, before any compression."""
+    return hashlib.blake2b(body, digest_size=12).hexdigest()
+
+
+def answer(text, status=200, *, cache=PRIVATE, location=None, headers=None):
+    """A response of JSON text; 304 where If-None-Match has its tag.
+
+    ``location`` is the new resource's path below the request's own.
+    """
+    body = text.encode() if isinstance(text, str) else text
+    if cache == SECRET:
+        response = Response(body, status, content_type="application/json")
+        response.headers["Cache-Control"] = SECRET
+    else:
+        response = tagged(body, etag_of(body), cache, status)
+    if headers:
+        response.headers.update(headers)
+    if location is not None:
+        response.headers["Location"] = f"{request.path.rstrip('/')}/{location}"
+    return response
+
+
+def tagged(body, tag, cache, status=200):
+    """A response with an ETag that is already known; an empty 304 if the client has it."""
+    if request.method in ("GET", "HEAD") and request.if_none_match.contains_weak(tag):
+        response = Response(status=304)
+        response.headers.remove("Content-Type")
+    else:
+        response = Response(body, status, content_type="application/json")
+    response.headers["ETag"] = f'"{tag}"'
+    response.headers["Cache-Control"] = cache
+    if cache == PRIVATE:
+        response.headers["Vary"] = "Authorization"
+    return response
+
+
+def nothing():
+    """204, with no body."""
+    response = Response(status=204)
+    response.headers.remove("Content-Type")
+    return response
+
+
+def check_if_match(text):
+    """Refuse with 412 unless If-Match, where it was sent, names the resource's tag of this moment.
+
+    ``text`` is the JSON of a row that the caller holds locked, so that of two writers with one tag
+    the second sees what the first has stored.
+    """
+    sent = request.if_match
+    if "If-Match" in request.headers and not (
+        sent.star_tag or sent.is_strong(etag_of(text.encode()))
+    ):
+        raise Problem("precondition_failed")
+
+
+def require_if_match():
+    """Refuse with 428 where the operator asks for If-Match and none was sent."""
+    if current_app.config["REQUIRE_IF_MATCH"] and "If-Match" not in request.headers:
+        raise Problem("precondition_required")

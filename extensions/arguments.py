@@ -1,0 +1,220 @@
+"""What comes in with a request: strict JSON, forms and query strings, checked by a schema.
+
+``Blueprint`` is flask-smorest's, with this parser in place of webargs': one that refuses what it
+doesn't know, what is said twice, and what isn't text.
+"""
+import functools
+import json
+import re
+from decimal import Decimal
+from urllib.parse import parse_qsl
+
+import flask_smorest
+from flask import request
+from marshmallow import RAISE, Schema, ValidationError, fields
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
+from werkzeug.routing import ValidationError as NoMatch
+
+from extensions.errors import Problem
+
+MAX_BODY = 10 * 1024 * 1024
+MAX_FIELDS = 200
+MAX_QUERY = 8192
+
+
+class Id(BaseConverter):
+    """A positive 64-bit integer. Anything else is no such path."""
+
+    regex = "[1-9][0-9]{0,18}"
+    schema = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
+
+    def to_python(self, value):
+        number = int(value)
+        if number > 2**63 - 1:
+            raise NoMatch
+        return number
+
+
+class UserId(Id):
+    """An id, or ``me``."""
+
+    regex = "me|[1-9][0-9]{0,18}"
+
+    def to_python(self, value):
+        return value if value == "me" else super().to_python(value)
+
+
+def init_app(app):
+    app.url_map.converters.update(id=Id, user_id=UserId)
+    app.url_map.merge_slashes = False  # a wrong path is a 404, not a redirect
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+
+    @app.before_request
+    def refuse_large():
+        if (request.content_length or 0) > MAX_BODY:
+            raise RequestEntityTooLarge
+
+
+class Arguments:
+    """flask-smorest's parser interface: ``use_args`` and the status of a refusal."""
+
+    DEFAULT_VALIDATION_STATUS = 422
+
+    def use_args(self, schema, *, location, **_):
+        schema = schema() if isinstance(schema, type) else schema
+
+        # The same few query strings come again and again, and mean the same each time.
+        @functools.lru_cache(maxsize=1024)
+        def parsed(raw):
+            return load(schema, query(schema), "query")
+
+        def read():
+            if location == "query":
+                return dict(parsed(request.query_string))
+            return load(schema, body(schema), location)
+
+        def decorate(view):
+            @functools.wraps(view)
+            def wrapper(*args, **kwargs):
+                return view(*args, read(), **kwargs)
+            return wrapper
+        return decorate
+
+
+class Blueprint(flask_smorest.Blueprint):
+    ARGUMENTS_PARSER = Arguments()
+
+
+def load(schema, data, location):
+    """``schema.load`` that raises a Problem naming every field that is not valid."""
+    try:
+        return schema.load(data, unknown=RAISE)
+    except ValidationError as error:
+        where = "query" if location == "query" else "body"
+        details = list(_flatten(error.normalized_messages(), where))
+        count = "1 field is" if len(details) == 1 else f"{len(details)} fields are"
+        raise Problem("validation_failed", f"{count} not valid.", details) from None
+
+
+def query(schema=None):
+    """The query string as a dict; fields of a List type may repeat, others not."""
+    raw = request.query_string
+    if not raw:
+        return {}
+    if len(raw) > MAX_QUERY:
+        raise Problem("bad_request", "The query string is too long.")
+    return _pairs(raw, schema, "query")
+
+
+def takes_no_query(view):
+    """Whether a view of the API declares no parameters, and so has to refuse all."""
+    declared = getattr(view, "_apidoc", None)
+    return declared is not None and not any(
+        part["in"] == "query" for part in declared.get("arguments", {}).get("parameters", ())
+    )
+
+
+def refuse_query():
+    """422 that names every parameter of the request, none of which is known."""
+    load(Schema(), query(), "query")
+
+
+def body(schema):
+    """The request's JSON object, or its form, as a dict."""
+    try:
+        raw = request.get_data()
+        # Of a body in chunks werkzeug reads no more than may be, and doesn't say that there is.
+        if len(raw) == MAX_BODY and request.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
+    except HTTPException:
+        raise
+    except Exception:  # the server's own errors, for a body whose framing is broken
+        raise Problem("bad_request", "The body could not be read to its end.") from None
+    kind = request.mimetype
+    if kind == "application/json" or (not raw and not kind):
+        return parse_json(raw) if raw.strip() else {}
+    if kind == "application/x-www-form-urlencoded" and not getattr(schema, "json_only", False):
+        return _pairs(raw, schema, "body")
+    raise Problem("unsupported_media_type", headers={"Accept": "application/json"})
+
+
+def parse_json(raw):
+    """JSON text as Python data, numbers with a point as Decimal. Raises malformed_json.
+
+    RFC 8259 leaves repeated names, NaN and lone surrogates to the reader; here they are refused.
+    """
+    try:
+        data = json.loads(
+            raw.decode(), object_pairs_hook=_unique, parse_float=Decimal, parse_constant=_refuse
+        )
+        if b"\\u" in raw:
+            _check_text(json.dumps(data, ensure_ascii=False, default=str))
+        return data
+    except RecursionError:
+        raise Problem("malformed_json", "The body is nested too deeply.") from None
+    except (ValueError, ArithmeticError) as why:  # UnicodeError and JSONDecodeError are ValueErrors
+        detail = str(why) if isinstance(why, _Refused) else "The body is not valid JSON in UTF-8."
+        raise Problem("malformed_json", detail) from None
+
+
+class _Refused(ValueError):
+    pass
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Refused("A name stands twice in one JSON object.")
+    return found
+
+
+def _refuse(constant):
+    raise _Refused(f"{constant} is not JSON.")
+
+
+def _check_text(text):
+    if "\\u0000" in text or "\0" in text:
+        raise _Refused("U+0000 is not allowed in text.")
+    text.encode()  # raises for a lone surrogate
+
+
+def _pairs(raw, schema, where):
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+        if b"%00" in raw:
+            raise Problem("bad_request", "U+0000 is not allowed in text.")
+    except (ValueError, UnicodeError):
+        raise Problem("bad_request", f"The {where} is not valid form encoding in UTF-8.") from None
+    known = schema.fields if schema is not None else {}
+    found, twice = {}, []
+    for name, value in pairs:
+        field = known.get(name)
+        if isinstance(field, fields.List):
+            found.setdefault(name, []).append(value)
+        elif name in found:
+            twice.append((name, where, "Given more than once."))
+        else:
+            found[name] = _typed(field, value) if where == "body" else value
+    if twice:
+        raise Problem("validation_failed", f"{len(twice)} fields are given twice.", twice)
+    return found
+
+
+def _typed(field, value):
+    """A form's text as what JSON would have brought."""
+    if isinstance(field, fields.Integer) and re.fullmatch("-?[0-9]{1,19}", value):
+        return int(value)
+    return None if field is not None and field.allow_none and value == "" else value
+
+
+def _flatten(messages, where, prefix=""):
+    for name, inner in messages.items():
+        path = f"{prefix}{name}"
+        if isinstance(inner, dict):
+            yield from _flatten(inner, where, f"{path}.")
+        else:
+            for message in inner if isinstance(inner, list) else [inner]:
+                yield path.removesuffix("._schema").replace("_schema", where), where, str(message)

@@ -1,0 +1,145 @@
+"""Tokens, and who may call what.
+
+Every route wears exactly one guard: ``@public``, ``@signed_in`` or ``@admin``. A guard looks up
+user, role and session in one query, so that a logout or a demotion counts from the next request on.
+"""
+import functools
+import os
+import secrets
+from datetime import timedelta
+from pathlib import Path
+
+import jwt as pyjwt
+from flask import current_app, g, request
+from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
+
+import db
+from extensions import arguments
+from extensions.errors import Problem
+
+ISSUER = AUDIENCE = "shopfront"
+REQUIRED = ["exp", "iat", "nbf", "iss", "aud", "sub", "jti", "type", "sid"]
+
+queries = db.load("auth")
+manager = JWTManager()
+
+
+def init_app(app):
+    minutes, days = app.config["ACCESS_TOKEN_MINUTES"], app.config["REFRESH_TOKEN_DAYS"]
+    app.config.update(
+        JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"] or _own_key(app),
+        JWT_ALGORITHM="HS256",
+        JWT_ACCESS_TOKEN_EXPIRES=timedelta(minutes=minutes),
+        JWT_REFRESH_TOKEN_EXPIRES=timedelta(days=days),
+        JWT_ENCODE_ISSUER=ISSUER, JWT_DECODE_ISSUER=ISSUER,
+        JWT_ENCODE_AUDIENCE=AUDIENCE, JWT_DECODE_AUDIENCE=AUDIENCE,
+    )
+    manager.init_app(app)
+
+
+def _own_key(app):
+    """Development's key: made once, kept in instance/, so that restarts don't end sessions."""
+    file = Path(app.instance_path) / "jwt_secret_key"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
+            new.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    return file.read_text()
+
+
+def pair(user_id, session_id, generation):
+    """A session's tokens: ``{token, refresh_token, token_type, expires_in}`` (seconds)."""
+    claims = {"sid": session_id}
+    return {
+        "token": create_access_token(str(user_id), additional_claims=claims),
+        "refresh_token": create_refresh_token(
+            str(user_id), additional_claims=claims | {"gen": generation}
+        ),
+        "token_type": "Bearer",
+        "expires_in": current_app.config["ACCESS_TOKEN_MINUTES"] * 60,
+    }
+
+
+def decode(token, kind):
+    """The claims of a token of this kind; a Problem (401) for anything that is not one.
+
+    PyJWT is called with the extension's settings, not through it: the extension takes a token
+    without ``type`` or ``exp`` for good.
+    """
+    config = current_app.config
+    try:
+        claims = pyjwt.decode(
+            token, config["JWT_SECRET_KEY"], algorithms=[config["JWT_ALGORITHM"]],
+            issuer=ISSUER, audience=AUDIENCE, options={"require": REQUIRED},
+        )
+        if claims["type"] != kind:
+            raise Problem("authentication_required", f"This is not a token for {kind}.")
+        claims["sub"] = int(claims["sub"])
+        numbers = ("sub", "sid", "gen") if kind == "refresh" else ("sub", "sid")
+        if not all(type(claims.get(n)) is int and 0 <= claims[n] < 2**63 for n in numbers):
+            raise ValueError("a number that the database can't have")
+        return claims
+    except pyjwt.ExpiredSignatureError:
+        raise Problem("token_expired") from None
+    except (pyjwt.InvalidTokenError, ValueError, TypeError, OverflowError):
+        raise Problem("authentication_required", "The token is not valid.") from None
+
+
+def _bearer():
+    """The token of the Authorization header (RFC 6750), whose scheme has any letter case."""
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise Problem("authentication_required")
+    scheme, _, token = header.strip().partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token or " " in token or "," in token:
+        raise Problem("authentication_required", "Send one 'Authorization: Bearer <token>'.")
+    return token
+
+
+def authenticate():
+    """Who is calling, as ``g.caller``: the user's row, and ``session_id``."""
+    claims = decode(_bearer(), "access")
+    with db.reading() as conn:
+        caller = queries.caller(conn, user_id=claims["sub"], session_id=claims["sid"])
+        if caller is None:
+            raise Problem("token_revoked")
+        if caller["idle"]:
+            queries.touch(conn, session_id=claims["sid"])
+    g.caller = caller
+    return caller
+
+
+def is_admin():
+    return g.caller["role"] == "admin"
+
+
+def public(view):
+    """Anybody may call."""
+    return _guard(view, "public")
+
+
+def signed_in(view):
+    """Whoever has a valid access token may call."""
+    return _guard(view, "user")
+
+
+def admin(view):
+    """Administrators may call."""
+    return _guard(view, "admin")
+
+
+def _guard(view, access):
+    no_query = arguments.takes_no_query(view)
+
+    @functools.wraps(view)
+    def wrapper(*args, **kwargs):
+        if access != "public" and authenticate()["role"] != "admin" and access == "admin":
+            raise Problem("forbidden")
+        if no_query and request.query_string:
+            arguments.refuse_query()
+        return view(*args, **kwargs)
+    wrapper.access = access
+    return wrapper

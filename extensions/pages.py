@@ -1,0 +1,114 @@
+"""Pages of a list: cursors, totals, Link headers, around rows that are JSON text already."""
+import json
+from urllib.parse import urlencode
+
+from flask import current_app, request
+from itsdangerous import BadData, URLSafeSerializer
+
+from extensions import cache
+from extensions.errors import invalid
+
+WALKING = ("cursor", "page", "limit", "count")
+
+
+def pattern(search):
+    """A search term for LIKE, in which %, _ and \\ are themselves. None stays None."""
+    return search and search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+class Page:
+    """One page of a list, asked for by a validated query.
+
+    ``sort`` is the column, with ``-`` in front for descending; a query that has ``sort`` and
+    ``order`` says it itself. ``kept`` are the parameters that a cursor is bound to, and that every
+    link repeats.
+    """
+
+    def __init__(self, query, sort=None):
+        self.query, self.limit = query, query["limit"]
+        self.sort = sort or ("-" if query["order"] == "desc" else "") + query["sort"]
+        self.number = None if query["cursor"] else query.get("page") or 1
+        self.kept = {k: v for k, v in query.items() if k not in WALKING}
+        self.after, self.after_id = self._read_cursor(query["cursor"])
+
+    def window(self):
+        """Parameters for a page query; one row more than asked tells whether there is a next."""
+        offset = (self.number - 1) * self.limit if self.number else 0
+        return {"sort": self.sort, "limit": self.limit + 1, "offset": offset,
+                "after": self.after, "after_id": self.after_id}
+
+    def next_cursor(self, rows, key=None):
+        """The cursor behind the last row shown, or None at the end. Drops the row too many.
+
+        ``key`` makes of that row, as a dict, what the list is sorted by; the default is the column.
+        """
+        if len(rows) <= self.limit:
+            return None
+        del rows[self.limit:]
+        last = json.loads(rows[-1])
+        value = key(last) if key else last[self.sort.lstrip("-")]
+        return self._signer().dumps([value, last["id"]])
+
+    def total(self, count, resource=None, groups=()):
+        """The list's size, by the parameter ``count``: exact, guessed, or None.
+
+        ``count(estimate)`` asks the database. With a ``resource``, an exact answer is kept in the
+        cache: counted once a filter, not once a page.
+        """
+        how = self.query["count"]
+        if self.number is None or how == "none":
+            return None
+        if how == "estimated" or resource is None:
+            return count(how == "estimated")
+        key = cache.key_of(f"count:{resource}", {k: v for k, v in self.kept.items()
+                                              if k not in ("sort", "order")})
+        entry, _, _ = cache.fetch(key, groups, lambda: b"%d" % count(False))
+        return int(entry)
+
+    def render(self, rows, total, next_cursor):
+        """(JSON text, headers) of ``{data, pagination}`` and its Link header (RFC 8288)."""
+        pages = None if total is None else -(-total // self.limit)
+        pagination = {"page": self.number, "limit": self.limit, "total": total, "pages": pages,
+                      "next_cursor": next_cursor}
+        text = f'{{"data": [{", ".join(rows)}], "pagination": {json.dumps(pagination)}}}'
+        return text, [("Link", self._links(pages, next_cursor))]
+
+    def link(self, **parameters):
+        """This list's address with the caller's parameters and these."""
+        given = {"limit": self.limit} if self.query["limit"] != 20 else {}
+        if self.query.get("count", "exact") != "exact":
+            given["count"] = self.query["count"]
+        kept = {k: str(v).lower() if isinstance(v, bool) else v
+                for k, v in self.kept.items() if v is not None}
+        return f"{request.path}?{urlencode(kept | given | parameters, doseq=True)}"
+
+    def _links(self, pages, next_cursor):
+        links = {"first": self.link() if self.number is None else self.link(page=1)}
+        if self.number is None:
+            if next_cursor:
+                links["next"] = self.link(cursor=next_cursor)
+        else:
+            if self.number > 1:
+                links["prev"] = self.link(page=self.number - 1)
+            if next_cursor:
+                links["next"] = self.link(page=self.number + 1)
+            if pages is not None:
+                links["last"] = self.link(page=max(1, pages))
+        return ", ".join(f'<{url}>; rel="{name}"' for name, url in links.items())
+
+    def _signer(self):
+        # What the cursor is bound to is its salt: another list's or filter's has a wrong signature.
+        bound = cache.key_of(request.endpoint.rpartition(".")[2] + request.path, self.kept)
+        return URLSafeSerializer(current_app.config["JWT_SECRET_KEY"], salt=bound)
+
+    def _read_cursor(self, cursor):
+        if not cursor:
+            return None, None
+        try:
+            after, after_id = self._signer().loads(cursor)
+            if self._signer().dumps([after, after_id]) != cursor:  # base64 has several spellings
+                raise ValueError
+            return after, int(after_id)
+        except (BadData, ValueError, TypeError):
+            raise invalid("cursor", "Not a cursor of this list, filter and order.",
+                          "query") from None

@@ -1,0 +1,52 @@
+"""Passwords: argon2id, and what may be one.
+
+A password is taken exactly as it comes, spaces included and nothing cut off, after one
+normalisation to Unicode NFC, so that the same word typed on two keyboards is the same password
+(NIST SP 800-63B, 3.1.1.2). The rules are length and not being known: OWASP ASVS 5.0, 6.2.
+"""
+import pathlib
+import unicodedata
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+# OWASP Password Storage Cheat Sheet: 19 MiB, 2 passes, 1 lane. More memory would be a lever for
+# whoever wants to exhaust the machine with logins.
+hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
+
+COMMON = frozenset(
+    line for line in
+    pathlib.Path(__file__).with_name("common_passwords.txt").read_text().splitlines()
+    if not line.startswith("#")
+)
+# Verified against when there is no such account, so that this takes as long as when there is.
+NOBODY = hasher.hash("no account has this password")
+
+
+def normalise(password):
+    return unicodedata.normalize("NFC", password)
+
+
+def weakness(password, email=None):
+    """Why a normalised password won't do, or None."""
+    if password.lower() in COMMON:
+        return "This password is among the most common ones."
+    if email and password.lower() in (email.lower(), email.lower().partition("@")[0]):
+        return "The password must not be the e-mail address."
+    return None
+
+
+def hashed(password):
+    return hasher.hash(password)
+
+
+def matches(password, password_hash):
+    """Whether a password is the right one. Takes the same time whatever it is."""
+    try:
+        return hasher.verify(password_hash or NOBODY, password) and password_hash is not None
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def outdated(password_hash):
+    return hasher.check_needs_rehash(password_hash)

@@ -1,0 +1,71 @@
+"""What has to be done now and then: a thread a process that mails, tidies and sums.
+
+Everything here may be done by any number of processes at once, late, or by nobody for a while.
+"""
+import logging
+import random
+import threading
+import time
+
+import psycopg
+import psycopg_pool
+
+import db
+
+log = logging.getLogger("shopfront.upkeep")
+queries = db.load("upkeep")
+SECONDS = 60
+
+
+class Upkeep:
+    """``wake`` has the mail queue looked at soon; ``start`` has everything done each minute."""
+
+    def __init__(self, app):
+        self._app = app
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = None
+        self._chores = False
+
+    def start(self):
+        self._chores = True
+        self.wake(now=False)
+
+    def wake(self, now=True):
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+        if now:
+            self._wake.set()
+
+    def _run(self):
+        next_chores = time.monotonic() + SECONDS * random.uniform(0.5, 1.5)
+        while True:
+            self._wake.wait(timeout=SECONDS / 2)
+            self._wake.clear()
+            try:
+                self._app.extensions["mail"].send_due()
+                if self._chores and time.monotonic() > next_chores:
+                    next_chores = time.monotonic() + SECONDS
+                    tidy(self._app)
+            except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
+                log.warning("upkeep waits for the database: %s", type(error).__name__)
+            except Exception:
+                log.exception("upkeep failed")  # and goes on next time
+
+
+def tidy(app):
+    """Remove what has expired, and seal the sums of days that are over."""
+    for query in (queries.expire_keys, queries.expire_sessions, queries.expire_failures,
+                  queries.expire_mail):
+        with app.extensions["db"].reading() as conn:
+            query(conn)
+    # Summing a first year takes longer than a request's statement may.
+    with app.extensions["db_upkeep"].connection() as conn:
+        queries.seal_sales(conn)
+
+
+def init_app(app):
+    app.extensions["upkeep"] = Upkeep(app)
+    app.extensions["db_upkeep"] = app.extensions["db"].without_timeout()
