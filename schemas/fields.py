@@ -1,0 +1,158 @@
+"""Field types that every schema uses. Each refuses what the database would."""
+import re
+import unicodedata
+from decimal import Decimal
+
+from marshmallow import ValidationError, fields, validate
+
+MAX_ID = 2**63 - 1
+MAX_INT = 2**31 - 1
+MAX_PRICE = Decimal("9999999999.99")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+class Whole(fields.Integer):
+    """A whole number within bounds. JSON must bring a number, a query string digits."""
+
+    def __init__(self, low, high, **kwargs):
+        super().__init__(strict=True, validate=validate.Range(low, high), **kwargs)
+
+    def _validated(self, value):
+        if isinstance(value, str):
+            if not re.fullmatch(r"-?[0-9]{1,19}", value):
+                raise self.make_error("invalid", input=value)
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Number(Whole):
+    """A whole number in a JSON body: text is refused."""
+
+    def _validated(self, value):
+        if isinstance(value, str):
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+def Id(**kwargs):
+    return Number(1, MAX_ID, **kwargs)
+
+
+class Flag(fields.Boolean):
+    """true or false, in these words."""
+
+    truthy, falsy = {"true", True}, {"false", False}
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        if value in (0, 1) and not isinstance(value, bool):  # which equal the members above
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Money(fields.Field):
+    """An amount with at most two places: a JSON number, or a string like "119.23"."""
+
+    default_error_messages = {
+        "invalid": "Not an amount of money with at most two decimal places.",
+        "range": "Must be between 0 and 9999999999.99.",
+    }
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        if isinstance(value, str):
+            if not re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,2})?", value):
+                raise self.make_error("invalid")
+            value = Decimal(value)
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            raise self.make_error("invalid")
+        if not 0 <= value <= MAX_PRICE:
+            raise self.make_error("range")
+        value = Decimal(value)
+        if value != value.quantize(Decimal("0.01")):
+            raise self.make_error("invalid")
+        return value.quantize(Decimal("0.01"))
+
+
+class Line(fields.String):
+    """Text on one line, without white space around it."""
+
+    forbidden = CONTROL
+
+    def __init__(self, low, high, **kwargs):
+        super().__init__(validate=validate.Length(low, high), **kwargs)
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        text = super()._deserialize(value, attr, data, **kwargs).strip()
+        if self.forbidden.search(text):
+            raise ValidationError("Must not contain control characters.")
+        return text
+
+
+class Text(Line):
+    """Text that may have lines."""
+
+    forbidden = CONTROL_BUT_LINES
+
+
+class Search(fields.String):
+    """What to look for, exactly as it is: white space counts."""
+
+    def __init__(self, **kwargs):
+        super().__init__(validate=validate.Length(1, 100), **kwargs)
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if CONTROL.search(text):
+            raise ValidationError("Must not contain control characters.")
+        return text
+
+
+class Email(fields.Email):
+    """An e-mail address, folded to lower case: here and nowhere else."""
+
+    def __init__(self, **kwargs):
+        super().__init__(validate=validate.Length(3, 254), **kwargs)
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        address = super()._deserialize(
+            value.strip().lower() if isinstance(value, str) else value, attr, data, **kwargs
+        )
+        if CONTROL.search(address):  # RFC 5322 lets them stand in quotes; no mail goes there
+            raise self.make_error("invalid")
+        return address
+
+
+def Password(**kwargs):
+    """A password that somebody sends to be checked: any text that one could be."""
+    return fields.String(validate=validate.Length(1, 1024), load_only=True, **kwargs)
+
+
+class NewPassword(fields.String):
+    """A password to be set, in Unicode NFC. Its length counts characters after normalisation."""
+
+    def __init__(self, **kwargs):
+        super().__init__(validate=validate.Length(8, 128), load_only=True, **kwargs)
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        text = super()._deserialize(value, attr, data, **kwargs)
+        # No character has more than 4 parts. Putting together a long text is quadratic.
+        return unicodedata.normalize("NFC", text) if len(text) <= 4 * 128 else text
+
+
+def Instant(**kwargs):
+    """A moment in an answer."""
+    return fields.String(
+        dump_only=True, metadata={"format": "date-time", "maxLength": 40} | kwargs.pop("meta", {}),
+        **kwargs,
+    )
+
+
+def Amount(**kwargs):
+    """An amount of money in an answer: text with two places."""
+    return fields.String(
+        dump_only=True,
+        metadata={"pattern": r"^-?[0-9]{1,20}\.[0-9]{2}$", "maxLength": 24, "examples": ["119.23"]},
+        **kwargs,
+    )

@@ -1,0 +1,24 @@
+"""How the service is."""
+from marshmallow import Schema, fields, validate
+
+from schemas.fields import Instant
+
+
+class Health(Schema):
+    status = fields.String(validate=validate.OneOf(["OK"]))
+    timestamp = Instant()
+    uptime = fields.Float(metadata={
+        "minimum": 0, "maximum": 2**53 - 1, "format": "double",
+        "description": "Seconds since the process started.",
+    })
+
+
+class Liveness(Schema):
+    status = fields.String(validate=validate.OneOf(["ok"]))
+
+
+class Readiness(Schema):
+    """``redis`` stands there while Redis is away, which the service can do without."""
+
+    status = fields.String(required=True, validate=validate.OneOf(["ok", "degraded"]))
+    redis = fields.String(validate=validate.OneOf(["away"]))
