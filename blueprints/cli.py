@@ -1,0 +1,159 @@
+"""``flask users`` and ``flask mail``: what an operator does without the API."""
+import click
+import psycopg
+from flask import current_app
+from marshmallow import ValidationError
+
+import db
+from blueprints.v1.users import locked
+from db.cli import Commands
+from extensions import passwords
+from extensions.errors import Problem
+from extensions.logs import security
+from schemas.users import NewUser
+
+accounts = db.load("accounts")
+auth = db.load("auth")
+users = Commands("users", help="Accounts.")
+mail = Commands("mail", help="The mail queue.")
+
+
+def init_app(app):
+    app.cli.add_command(users)
+    app.cli.add_command(mail)
+
+
+def find(conn, email):
+    user_id = accounts.find(conn, email=email.strip().lower())
+    if user_id is None:
+        raise click.ClickException(f"No account has the address {email}.")
+    return user_id
+
+
+def note(name, **facts):
+    security.info(name, extra={"event": name, "address": "command line", **facts})
+
+
+@users.command()
+@click.argument("email")
+@click.option("--name", default="Administrator", show_default=True)
+@click.option("--admin", is_flag=True, help="With the role of an administrator.")
+@click.password_option(help="Asked for where it isn't given.")
+def create(email, name, admin, password):
+    """Create a user whose address needs no confirmation."""
+    role = "admin" if admin else "user"
+    try:
+        data = NewUser().load(
+            {"email": email, "name": name, "password": password, "role": role}
+        )
+    except ValidationError as error:
+        raise click.ClickException("; ".join(
+            f"{field}: {' '.join(messages)}" for field, messages in error.messages.items()
+        )) from None
+    with db.connection() as conn:
+        data["password_hash"] = acceptable(data.pop("password"), data["email"])
+        try:
+            user_id = accounts.insert(conn, **data)
+        except psycopg.errors.UniqueViolation:
+            raise click.ClickException("Another account has this address.") from None
+    note("user_created", user_id=user_id, role=role)
+    click.echo(f"Created {role} {user_id}, {data['email']}.")
+
+
+@users.command("list")
+@click.option("--role", type=click.Choice(["user", "admin"]))
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
+def list_(role, limit):
+    """List users."""
+    with db.reading() as conn:
+        for row in accounts.list(conn, role=role, limit=limit):
+            seen = f"{row['last_login']:%Y-%m-%d %H:%M}" if row["last_login"] else "never"
+            click.echo(f"{row['id']:>8}  {row['role']:5}  {row['email']:40}  {seen:16}  "
+                       f"{row['name']}")
+
+
+@users.command()
+@click.argument("email")
+def promote(email):
+    """Make a user an administrator."""
+    set_role(email, "admin")
+
+
+@users.command()
+@click.argument("email")
+def demote(email):
+    """Make an administrator a user; not the last one."""
+    set_role(email, "user")
+
+
+@users.command("password")
+@click.argument("email")
+@click.password_option(help="Asked for where it isn't given.")
+def password_(email, password):
+    """Set a user's password; every session ends."""
+    with db.connection() as conn:
+        user_id = find(conn, email)
+        accounts.set_password(
+            conn, id=user_id, password_hash=acceptable(password, email.strip().lower())
+        )
+        auth.close_all(conn, user_id=user_id, keep=None)
+        auth.void_mail_tokens(conn, user_id=user_id)
+    note("password_changed", user_id=user_id)
+    click.echo("The password is set; every session has ended.")
+
+
+@users.command()
+@click.argument("email")
+def sessions(email):
+    """List a user's open sessions."""
+    with db.reading() as conn:
+        for row in accounts.sessions(conn, id=find(conn, email)):
+            click.echo(f"{row['id']:>8}  since {row['created_at']:%Y-%m-%d %H:%M}  used "
+                       f"{row['last_used_at']:%Y-%m-%d %H:%M}  {row['address']}  "
+                       f"{row['user_agent'] or ''}")
+
+
+@users.command()
+@click.argument("email")
+@click.option("--session", type=click.IntRange(1), help="Only this one.")
+def revoke(email, session):
+    """End a user's sessions."""
+    with db.connection() as conn:
+        user_id = find(conn, email)
+        if session:
+            count = auth.close(conn, user_id=user_id, session_id=session)
+        else:
+            count = auth.close_all(conn, user_id=user_id, keep=None)
+    note("sessions_revoked", user_id=user_id, count=count)
+    click.echo(f"{count} ended.")
+
+
+@mail.command()
+def send():
+    """Send what is due in the queue."""
+    sent, failed = current_app.extensions["mail"].send_due()
+    click.echo(f"{sent} sent, {failed} failed.")
+    if failed:
+        raise SystemExit(1)
+
+
+def set_role(email, role):
+    with db.connection() as conn:
+        user_id = find(conn, email)
+        try:
+            locked(conn, user_id, demotes=role == "user")
+        except Problem as problem:
+            raise click.ClickException(problem.detail) from None
+        accounts.set_role(conn, id=user_id, role=role)
+    note("role_changed", user_id=user_id, role=role)
+    click.echo(f"{email} is {role} now.")
+
+
+def acceptable(password, email):
+    """The hash of a password that meets the rules; one clear line for one that doesn't."""
+    password = passwords.normalise(password)
+    if not 8 <= len(password) <= 128:
+        raise click.ClickException("The password must have 8 to 128 characters.")
+    if weakness := passwords.weakness(password, email):
+        raise click.ClickException(weakness)
+    return passwords.hashed(password)

@@ -1,0 +1,97 @@
+"""Categories of the catalogue."""
+from flask.views import MethodView
+
+import db
+from extensions import cache
+from extensions.answers import answer, check_if_match, nothing, require_if_match
+from extensions.arguments import Blueprint
+from extensions.errors import Problem
+from extensions.jwt import admin, public
+from extensions.openapi import raises
+from schemas.categories import Categories as CategoryList
+from schemas.categories import Category, CategoryIn
+
+blp = Blueprint("categories", __name__, url_prefix="/categories",
+                description="Categories of the catalogue")
+queries = db.load("categories")
+
+
+@blp.route("")
+class Categories(MethodView):
+    @public
+    @blp.response(200, CategoryList)
+    def get(self):
+        """List all categories by name, each with its number of products"""
+        return cache.cached("categories", ["categories"], self.everything)
+
+    def everything(self):
+        with db.reading() as conn:
+            rows = queries.list(conn)
+        return f'{{"data": [{", ".join(rows)}]}}', ()
+
+    @admin
+    @blp.arguments(CategoryIn)
+    @blp.response(201, Category)
+    @raises("name_taken")
+    def post(self, data):
+        """Create a category"""
+        with db.connection() as conn:
+            category_id = queries.insert(conn, name=data["name"])
+            text = queries.get(conn, id=category_id)
+        cache.invalidate("categories")
+        return answer(text, 201, location=category_id)
+
+
+@blp.route("/<id:category_id>")
+class CategoryById(MethodView):
+    @public
+    @blp.response(200, Category)
+    def get(self, category_id):
+        """Read a category"""
+        return cache.cached(
+            f"category:{category_id}", [f"category:{category_id}"],
+            lambda: (find(category_id), ()),
+        )
+
+    @admin
+    @blp.arguments(CategoryIn)
+    @blp.response(200, Category)
+    @raises("name_taken")
+    def patch(self, data, category_id):
+        """Rename a category"""
+        require_if_match()
+        with db.connection() as conn:
+            lock(conn, category_id)
+            queries.update(conn, id=category_id, name=data["name"])
+            text = queries.get(conn, id=category_id)
+        # Every product shows its category's name, in lists and by itself.
+        cache.invalidate("categories", f"category:{category_id}", "category_names", "products",
+                         f"products:{category_id}")
+        return answer(text)
+
+    @admin
+    @blp.response(204)
+    @raises("category_in_use")
+    def delete(self, category_id):
+        """Delete a category that no product belongs to"""
+        require_if_match()
+        with db.connection() as conn:
+            lock(conn, category_id)
+            queries.delete(conn, id=category_id)
+        cache.invalidate("categories", f"category:{category_id}")
+        return nothing()
+
+
+def find(category_id):
+    with db.reading() as conn:
+        text = queries.get(conn, id=category_id)
+    if text is None:
+        raise Problem("not_found")
+    return text
+
+
+def lock(conn, category_id):
+    """Lock a category and check If-Match against it."""
+    if queries.lock(conn, id=category_id) is None:
+        raise Problem("not_found")
+    check_if_match(queries.get(conn, id=category_id))

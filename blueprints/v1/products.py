@@ -1,0 +1,162 @@
+"""Products: what the shop sells."""
+from flask import request
+from flask.views import MethodView
+
+import db
+from extensions import cache
+from extensions.answers import answer, check_if_match, nothing, require_if_match
+from extensions.arguments import Blueprint
+from extensions.errors import Problem
+from extensions.idempotency import idempotent
+from extensions.jwt import admin, public
+from extensions.openapi import raises
+from extensions.pages import Page, pattern
+from schemas.products import NewProduct, Product, ProductChanges, ProductPage, ProductQuery
+
+blp = Blueprint("products", __name__, url_prefix="/products", description="What the shop sells")
+queries = db.load("products")
+
+
+@blp.route("")
+class Products(MethodView):
+    @public
+    @blp.arguments(ProductQuery, location="query")
+    @blp.response(200, ProductPage)
+    def get(self, query):
+        """List products, filtered, searched and sorted; the newest first"""
+        page = Page(query)
+        groups = [f"products:{c}" for c in query["category_id"] or ()] or ["products"]
+        return cache.cached(
+            cache.key_of(request.path, query), groups, lambda: list_page(page, query, groups)
+        )
+
+    @admin
+    @blp.arguments(NewProduct)
+    @blp.response(201, Product)
+    @idempotent
+    @raises("sku_taken")
+    def post(self, conn, data):
+        """Create a product
+
+        With an `Idempotency-Key` a repeated request gets the first answer, not a second product.
+        """
+        product_id = queries.insert(conn, **data)
+        text = queries.get(conn, id=product_id)
+        return text, product_id, lambda: changed(product_id, {data["category_id"]}, counts=True)
+
+
+@blp.route("/<id:product_id>")
+class ProductById(MethodView):
+    @public
+    @blp.response(200, Product)
+    def get(self, product_id):
+        """Read a product"""
+        return cache.cached(
+            f"product:{product_id}", [f"product:{product_id}", "category_names"],
+            lambda: (find(product_id), ()),
+        )
+
+    @admin
+    @blp.arguments(ProductChanges)
+    @blp.response(200, Product)
+    @raises("sku_taken")
+    def patch(self, data, product_id):
+        """Change a product"""
+        require_if_match()
+        with db.connection() as conn:
+            product = lock(conn, product_id)
+            queries.update(conn, **product | data)
+            text = queries.get(conn, id=product_id)
+        categories = {product["category_id"], data.get("category_id", product["category_id"])}
+        changed(product_id, categories, counts=len(categories) > 1)
+        return answer(text)
+
+    @admin
+    @blp.response(204)
+    def delete(self, product_id):
+        """Delete a product; one that was sold is retired, and stays in the reports"""
+        require_if_match()
+        with db.connection() as conn:
+            product = lock(conn, product_id)
+            end = queries.retire if product["sold"] else queries.delete
+            end(conn, id=product_id)
+        changed(product_id, {product["category_id"]}, counts=True)
+        return nothing()
+
+
+def list_page(page, query, groups):
+    """(JSON, headers) of a page of products."""
+    categories = query["category_id"] or []
+    filters = {
+        # One category is asked for by equality, which an index answers in order.
+        "category": categories[0] if len(categories) == 1 else None,
+        "categories": categories if len(categories) > 1 else None,
+        "min_price": query["min_price"], "max_price": query["max_price"],
+        "in_stock": query["in_stock"], "pattern": pattern(query["search"]),
+        "ids": few(query["search"]),
+    }
+    if query["sort"] == "relevance":
+        rows, cursor = relevant(page, filters, query["search"])
+    else:
+        with db.reading() as conn:
+            rows = queries.page(conn, **filters, **page.window())
+        cursor = page.next_cursor(rows)
+    total = page.total(lambda estimate: count(filters, estimate), "products", groups)
+    return page.render(rows, total, cursor)
+
+
+def few(search):
+    """The ids of the products that have a rare term of one or two letters, else None.
+
+    No trigram index knows such terms, and reading a million products in order to find that three
+    of them have a "q" would cost as much as it sounds.
+    """
+    if search is None or len(search) > 2:
+        return None
+    with db.reading() as conn:
+        ids = queries.short(conn, search=search)
+    return ids if len(ids) <= 1000 else None
+
+
+def relevant(page, filters, search):
+    """(rows as JSON, next cursor) of a page by relevance, whose cursors know rank and name."""
+    after_rank, after_name = page.after or (None, None)
+    with db.reading() as conn:
+        found = queries.relevant(
+            conn, **filters, **page.window(), search=search, after_rank=after_rank,
+            after_name=after_name,
+        )
+    rows = [row["json"] for row in found]
+    last = found[min(len(found), page.limit) - 1] if found else None
+    return rows, page.next_cursor(rows, key=lambda row: [last["rank"], row["name"]])
+
+
+def count(filters, estimate):
+    with db.reading() as conn:
+        return (queries.count.estimate if estimate else queries.count)(conn, **filters)
+
+
+def find(product_id):
+    with db.reading() as conn:
+        text = queries.get(conn, id=product_id)
+    if text is None:
+        raise Problem("not_found")
+    return text
+
+
+def lock(conn, product_id):
+    """The product's row, locked, with If-Match checked against it."""
+    product = queries.lock(conn, id=product_id)
+    if product is None:
+        raise Problem("not_found")
+    check_if_match(queries.get(conn, id=product_id))
+    return product
+
+
+def changed(product_id, categories, counts):
+    """Make stale what shows this product: itself, the lists, its categories' lists and counts."""
+    categories = [c for c in categories if c]
+    cache.invalidate(
+        f"product:{product_id}", "products", *(f"products:{c}" for c in categories),
+        *(["categories", *(f"category:{c}" for c in categories)] if counts else []),
+    )

@@ -1,0 +1,194 @@
+"""Users: an admin's list of them, and everybody's own account."""
+from datetime import datetime
+
+from flask import current_app, g, request
+from flask.views import MethodView
+from werkzeug.http import http_date
+
+import db
+from blueprints.v1.auth import check_own_password, mail, new_hash
+from extensions import logs
+from extensions.answers import answer, check_if_match, nothing, require_if_match
+from extensions.arguments import Blueprint
+from extensions.errors import Problem, invalid
+from extensions.jwt import admin, is_admin, signed_in
+from extensions.metrics import deprecated_requests
+from extensions.openapi import raises
+from extensions.pages import Page, pattern
+from schemas.users import NewUser, User, UserChanges, UserPage, UserQuery
+
+blp = Blueprint("users", __name__, url_prefix="/users", description="Accounts and their owners")
+queries = db.load("users")
+auth = db.load("auth")
+
+
+@blp.before_app_request
+def end_after_sunset():
+    """410 once the operator has switched v1's users off and their day has come."""
+    config = current_app.config
+    if asked_for() and config["V1_USERS_GONE"] and \
+            datetime.now(config["V1_USERS_SUNSET"].tzinfo) >= config["V1_USERS_SUNSET"]:
+        raise Problem("gone")
+
+
+@blp.after_app_request
+def announce_the_end(response):
+    """Deprecation (RFC 9745), Sunset (RFC 8594) and where to go instead."""
+    if asked_for():
+        response.headers["Deprecation"] = f"@{DEPRECATED_SINCE}"
+        response.headers["Sunset"] = http_date(current_app.config["V1_USERS_SUNSET"])
+        response.headers.add("Link", '</api/v2/users>; rel="successor-version"')
+        if request.url_rule:
+            deprecated_requests(request.method, g.get("caller"))
+    return response
+
+
+def asked_for():
+    """Whether v1's users are: also by a path or method that the router knows of no view for."""
+    return request.path == "/api/v1/users" or request.path.startswith("/api/v1/users/")
+
+
+DEPRECATED_SINCE = 1764547200  # 2025-12-01
+
+
+@blp.route("")
+class Users(MethodView):
+    @admin
+    @blp.arguments(UserQuery, location="query")
+    @blp.response(200, UserPage)
+    def get(self, query):
+        """List users"""
+        page = Page(query)
+        filters = {"role": query["role"], "pattern": pattern(query["search"])}
+        with db.reading() as conn:
+            rows = queries.page(conn, **filters, **page.window())
+            total = page.total(lambda estimate: (
+                queries.count.estimate if estimate else queries.count)(conn, **filters))
+        text, headers = page.render(rows, total, page.next_cursor(rows))
+        return answer(text, headers=dict(headers))
+
+    @admin
+    @blp.arguments(NewUser)
+    @blp.response(201, User)
+    @raises("email_taken")
+    def post(self, data):
+        """Create a user, of any role"""
+        user_id, text = create(data, queries)
+        return answer(text, 201, location=user_id)
+
+
+@blp.route("/<user_id:user_id>")
+class UserById(MethodView):
+    @signed_in
+    @blp.response(200, User)
+    def get(self, user_id):
+        """Read a user: oneself (`me`), or as an admin anybody"""
+        return answer(read(user_id, queries))
+
+    @signed_in
+    @blp.arguments(UserChanges)
+    @blp.response(200, User)
+    @raises("email_taken", "conflict", "invalid_credentials")
+    def patch(self, data, user_id):
+        """Change a user
+
+        Only an admin sets `role`. Changing one's own e-mail address takes `current_password`, and
+        the new address has to be confirmed.
+        """
+        return answer(change(data, user_id, queries))
+
+    @signed_in
+    @blp.response(204)
+    @raises("conflict")
+    def delete(self, user_id):
+        """Delete a user; the sales stay, without the person"""
+        remove(user_id, queries)
+        return nothing()
+
+
+def visible(user_id):
+    """The numeric id of a user the caller may see; 404 for everybody else's."""
+    if user_id == "me":
+        return g.caller["id"]
+    if user_id != g.caller["id"] and not is_admin():
+        raise Problem("not_found")
+    return user_id
+
+
+def create(data, shape):
+    """Store a user. Returns (id, JSON in the version's ``shape``)."""
+    password_hash = new_hash(data["password"], data["email"])
+    with db.connection() as conn:
+        user_id = queries.insert(
+            conn, email=data["email"], name=data["name"], role=data["role"],
+            password_hash=password_hash,
+        )
+        mail().enqueue(conn, "verify", data["email"])
+        text = shape.get(conn, id=user_id)
+    mail().wake()
+    logs.event("user_created", user_id=user_id, role=data["role"], by=g.caller["id"])
+    return user_id, text
+
+
+def read(user_id, shape):
+    """A user's JSON."""
+    with db.reading() as conn:
+        text = shape.get(conn, id=visible(user_id))
+    if text is None:
+        raise Problem("not_found")
+    return text
+
+
+def change(data, user_id, shape):
+    """Store changes of a user under If-Match. Returns the new JSON."""
+    user_id = visible(user_id)
+    require_if_match()
+    own = user_id == g.caller["id"]
+    if "role" in data and not is_admin():
+        raise invalid("role", "Only an administrator may set this.")
+    password = data.pop("current_password", None)
+    stored = None
+    if own and data.get("email", g.caller["email"]) != g.caller["email"]:
+        if password is None:
+            raise invalid("current_password", "Needed to change the e-mail address.")
+        stored = check_own_password(password, "current_password")
+    with db.connection() as conn:
+        user = locked(conn, user_id, demotes=data.get("role") == "user")
+        check_if_match(shape.get(conn, id=user_id))
+        if stored is not None and user["password_hash"] != stored:
+            raise Problem("conflict", "The password was changed at the same time.")
+        moved = data.get("email", user["email"]) != user["email"]
+        verified = user["email_verified"] and not moved
+        queries.update(conn, **user | data | {"email_verified": verified})
+        if moved:
+            auth.void_mail_tokens(conn, user_id=user_id)
+            mail().enqueue(conn, "verify", data["email"])
+        text = shape.get(conn, id=user_id)
+    if moved:
+        mail().wake()
+        logs.event("email_changed", user_id=user_id, by=g.caller["id"])
+    if data.get("role", user["role"]) != user["role"]:
+        logs.event("role_changed", user_id=user_id, role=data["role"], by=g.caller["id"])
+    return text
+
+
+def remove(user_id, shape):
+    """Delete a user under If-Match."""
+    user_id = visible(user_id)
+    require_if_match()
+    with db.connection() as conn:
+        locked(conn, user_id, demotes=True)
+        check_if_match(shape.get(conn, id=user_id))
+        queries.delete(conn, id=user_id)
+    logs.event("user_deleted", user_id=user_id, by=g.caller["id"])
+
+
+def locked(conn, user_id, demotes):
+    """The user's row, locked. 409 if the change would leave the shop without an admin."""
+    admins = [row["id"] for row in queries.lock_admins(conn)] if demotes else []
+    user = queries.lock(conn, id=user_id)
+    if user is None:
+        raise Problem("not_found")
+    if admins == [user_id]:
+        raise Problem("conflict", "This is the last administrator.")
+    return user

@@ -1,0 +1,94 @@
+"""How gunicorn runs the shop: ``gunicorn`` in this folder reads this file by itself."""
+import gc
+import os
+import shutil
+import signal
+import tempfile
+
+import psycopg
+from gunicorn import util
+
+import db
+from db import migrations
+from db.seed import DEMO, PASSWORD, NotEmpty, seed
+from extensions import errors, settings
+
+wsgi_app = "wsgi:app"
+worker_class = "gthread"
+try:
+    _settings = settings.read()
+except settings.SettingsError as error:
+    raise SystemExit(str(error)) from None
+workers = _settings["WEB_CONCURRENCY"]
+threads = _settings["WEB_THREADS"]
+# Loaded once, shared by the workers' memory; nothing in it holds a connection yet.
+preload_app = True
+keepalive = 15
+timeout = 60
+graceful_timeout = 30
+# The control socket has one path for every instance of a user.
+control_socket_disable = True
+# Heartbeats are file times: on a disk they would wait for the disk.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+loglevel = "warning"
+
+if _settings["METRICS_TOKEN"]:
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="shopfront-metrics-"))
+
+# What gunicorn refuses by itself (a request line or a header that is none) has the one shape, too.
+util.write_error = lambda sock, status, reason, message: util.write_nonblock(
+    sock, errors.before_wsgi(status)
+)
+
+
+def on_starting(server):
+    """Before the first worker: in development the schema, and without a database a demo shop."""
+    app = server.app.wsgi()
+    if app.config["APP_ENV"] != "production":
+        try:
+            prepare(app)
+        except (migrations.MigrationError, psycopg.OperationalError) as error:
+            raise SystemExit(str(error)) from None
+
+
+def prepare(app):
+    if app.config["DATABASE_URL"]:
+        migrations.upgrade(app.config["DATABASE_URL"])
+        return
+    url = db.embedded_urls(app)[0]
+    migrations.upgrade(url)
+    try:
+        seed(url, DEMO)
+        print(f"A demo shop is set up: admin@example.com and user1@example.com, {PASSWORD}")
+    except NotEmpty:
+        pass
+
+
+def when_ready(server):
+    where = next((f"http://{host}:{port}" for host, port in
+                  (a[:2] for a in server.address if isinstance(a, tuple))), "the socket")
+    print(f"Shopfront is ready. Docs: {where}/api/v1/docs", flush=True)
+    gc.freeze()  # what exists by now is for good, and stays on pages that the workers share
+
+
+def post_worker_init(worker):
+    """Start the upkeep; say 'draining' from SIGTERM on to who still holds a connection."""
+    app = worker.app.wsgi()
+    app.extensions["upkeep"].start()
+    stop = signal.getsignal(signal.SIGTERM)
+
+    def drain(*args):
+        app.extensions["draining"].set()
+        stop(*args)
+    signal.signal(signal.SIGTERM, drain)
+
+
+def child_exit(server, worker):
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        from prometheus_client import multiprocess
+        multiprocess.mark_process_dead(worker.pid)
+
+
+def on_exit(server):
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        shutil.rmtree(folder, ignore_errors=True)
