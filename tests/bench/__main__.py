@@ -1,0 +1,267 @@
+"""Figures, measured through HTTP against a real server on this machine. Not tests: nothing fails.
+
+    python -m tests.bench catalogue [--products 1000000]   pages, searches, counts, misses
+    python -m tests.bench sales [--sales 2500000]          reports, sums, sales a second, memory
+    python -m tests.bench accounts                         a login's parts, what a token check costs
+
+Everything runs in a folder of its own under the temporary directory, with servers of its own, and
+goes with it; --keep FOLDER keeps the database for the next run.
+"""
+import argparse
+import contextlib
+import http.client
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+import psycopg
+
+from db import migrations
+from db.embedded import Servers
+from db.seed import PASSWORD, NotEmpty, seed
+from extensions import passwords
+from tests.conftest import ENOUGH, Server
+
+ENV = {"JWT_SECRET_KEY": "k" * 40, "RATE_LIMIT": ENOUGH, "LOGIN_RATE_LIMIT": ENOUGH,
+       "REGISTER_RATE_LIMIT": ENOUGH, "LOG_LEVEL": "ERROR"}
+
+
+@contextlib.contextmanager
+def shop(folder, sizes):
+    """(a function that starts a server, database URL) of a shop of these sizes."""
+    own = folder or tempfile.mkdtemp(prefix="shopfront-bench-")
+    pathlib.Path(own).mkdir(exist_ok=True)
+    pathlib.Path(own).chmod(0o755)
+    servers = Servers(own)
+    url, redis = servers.start()
+    running = []
+
+    def start(**env):
+        running.append(Server(ENV | {"DATABASE_URL": url, "REDIS_URL": redis} | env).wait())
+        return running[-1]
+
+    try:
+        migrations.upgrade(url)
+        with contextlib.suppress(NotEmpty):
+            began = time.monotonic()
+            seed(url, sizes, lambda name, done, size: print(
+                f"\r{name} {done:,}", end="", flush=True))
+            print(f"\rseeded in {time.monotonic() - began:.1f} s: {sizes}")
+        yield start, url
+    finally:
+        for server in running:
+            server.stop()
+        servers.stop()
+        if not folder:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def login(server, email):
+    answer = server.call("POST", "auth/login", json={"email": email, "password": PASSWORD})
+    return answer.json()["token"]
+
+
+def timed(work, times=15):
+    """Median milliseconds, and the last result."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        result = work()
+        found.append((time.perf_counter() - start) * 1000)
+    return statistics.median(found), result
+
+
+def show(what, value):
+    print(f"{what:58} {value}", flush=True)
+
+
+def catalogue(args):
+    sizes = {"users": 100, "products": args.products, "transactions": 1000}
+    with shop(args.keep, sizes) as (start, url):
+        server = start(CACHE_TYPE="NullCache")
+
+        def get(path):
+            return server.call("GET", path)
+        show("page 1 by cursor", f"{timed(lambda: get('products?count=none'))[0]:.1f} ms")
+        far = far_cursor(server, args.products)
+        show("page 50,000 by cursor", f"{timed(lambda: get(f'products?cursor={far}'))[0]:.1f} ms")
+        for term in ("e", "qz", "ool", "every+day", "zzzz", "COF-00A"):
+            for sort in ("created_at", "price", "relevance"):
+                path = f"products?count=none&sort={sort}&search={term}"
+                show(f"search '{term}' by {sort}", f"{timed(lambda p=path: get(p), 5)[0]:.1f} ms")
+        show("exact count of everything, cold",
+             f"{timed(lambda: get('products?limit=1'), 5)[0]:.1f} ms")
+        show("exact count of 'every day', cold",
+             f"{timed(lambda: get('products?limit=1&search=every+day'), 3)[0]:.1f} ms")
+        server = start()
+        get("products?limit=1&search=every+day")
+        show("exact count of 'every day', warm, another page",
+             f"{timed(lambda: get('products?limit=2&search=every+day'), 1)[0]:.1f} ms")
+        parallel_misses(server, url)
+
+
+def far_cursor(server, products):
+    """The cursor of page 50,000, by walking from a page found by number."""
+    page = min(50_000, products // 20 - 1) - 1
+    answer = server.call("GET", f"products?count=none&page={page}").json()
+    return answer["pagination"]["next_cursor"]
+
+
+def parallel_misses(server, url):
+    """Database calls for 50 parallel misses of one key."""
+    def scans():
+        with psycopg.connect(url) as conn:
+            return conn.execute(
+                "SELECT sum(idx_scan) FROM pg_stat_user_indexes WHERE indexrelname = "
+                "'products_created_idx'").fetchone()[0]
+    time.sleep(1.5)
+    before = scans()
+    path = f"products?count=none&min_price=0.{os.getpid() % 90 + 10}&limit=33"
+    threads = [threading.Thread(target=server.call, args=("GET", path)) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    time.sleep(1.5)
+    show("index scans of the list's query for 50 parallel misses", scans() - before)
+
+
+def sales(args):
+    sizes = {"users": 1000, "products": 10_000, "transactions": args.sales}
+    with shop(args.keep, sizes) as (start, url):
+        server = start()
+        token = login(server, "admin@example.com")
+        year = "start_date=2000-01-01&end_date=2100-01-01"
+        for group in ("day", "week", "month", "category", "product"):
+            ms, _ = timed(lambda g=group: server.call(
+                "GET", f"reports/sales?{year}&group_by={g}", token=token), 5)
+            show(f"sums of everything by {group}", f"{ms:.0f} ms")
+        for kind in ("csv", "ndjson", "json"):
+            download(server, token, f"reports/transactions?{year}&format={kind}", kind)
+        plain_copy(url)
+        for name, products in (("one hot product", [1]), ("many products", range(1, 10_000))):
+            show(f"sales a second, {name}, 16 buyers", f"{buy(server, url, products):.0f}")
+
+
+def download(server, token, path, kind):
+    request = urllib.request.Request(f"{server.base}/api/v1/{path}",
+                                     headers={"Authorization": f"Bearer {token}"})
+    before, start, size, peak = memory(server), time.perf_counter(), 0, 0
+    with urllib.request.urlopen(request) as response:
+        first = None
+        while chunk := response.read(1 << 20):
+            first = first or time.perf_counter() - start
+            size += len(chunk)
+            if size % (64 << 20) < (1 << 20):
+                peak = max(peak, memory(server))
+        rows = response.headers["Report-Rows"]
+    seconds = time.perf_counter() - start
+    show(f"{kind}: {int(rows):,} lines, {size / 1e6:.0f} MB",
+         f"{size / 1e6 / seconds:.0f} MB/s, first MB after {first * 1000:.0f} ms, "
+         f"memory +{max(0, peak - before):.0f} MB")
+
+
+def memory(server):
+    """Megabytes of the workers."""
+    return sum(int(re.search(r"Rss:\s+(\d+)", pathlib.Path(
+        f"/proc/{pid}/smaps_rollup").read_text())[1]) for pid in server.worker_pids) / 1024
+
+
+def plain_copy(url):
+    """psql's own COPY of the same lines, as the measure."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        ["psql", url, "-c", "COPY (SELECT transaction_id, created_at, refunded, user_id, "
+         "product_id, product_name, quantity, unit_price, amount FROM transaction_items "
+         "ORDER BY created_at, transaction_id, line) TO STDOUT (FORMAT csv)"],
+        stdout=subprocess.PIPE,
+    )
+    seconds = time.perf_counter() - start
+    show(f"psql COPY csv: {len(done.stdout) / 1e6:.0f} MB",
+         f"{len(done.stdout) / 1e6 / seconds:.0f} MB/s")
+
+
+def buy(server, url, products, seconds=6):
+    products = list(products)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("UPDATE products SET stock = 2000000000 WHERE id = ANY(%s)", [products])
+    tokens = [login(server, f"user{i}@example.com") for i in range(1, 17)]
+    counts, end = [0] * 16, time.monotonic() + seconds
+
+    def run(n):
+        number = n
+        while time.monotonic() < end:
+            number = (number * 7919 + 13) % len(products)
+            answer = server.call("POST", "transactions", token=tokens[n], json={
+                "items": [{"product_id": products[number], "quantity": 1}]})
+            counts[n] += answer.status == 201
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def accounts(args):
+    with shop(args.keep, {"users": 20, "products": 100, "transactions": 10}) as (start, _):
+        server = start()
+        token = login(server, "admin@example.com")
+        stored = passwords.hashed(PASSWORD)
+        hash_ms, _ = timed(lambda: passwords.matches(PASSWORD, stored))
+        login_ms, _ = timed(lambda: login(server, "user1@example.com"))
+        show("a login", f"{login_ms:.1f} ms, of which the hash {hash_ms:.1f} ms")
+        fails = {}
+        for number, email in enumerate(("user2@example.com", "nobody@example.com")):
+            found = []
+            for i in range(40):
+                start = time.perf_counter()
+                server.call("POST", "auth/login",
+                            json={"email": email if i % 4 == 0 else f"u{i}{number}@example.com",
+                                  "password": "wrong password"})
+                if i % 4 == 0 and i < 16:
+                    found.append((time.perf_counter() - start) * 1000)
+            fails[email] = statistics.median(found)
+        show("a failed login: known address, unknown address",
+             ", ".join(f"{ms:.1f} ms" for ms in fails.values()))
+        for name, who in (("without a token (404)", None), ("with a token (404)", token)):
+            show(f"CPU a request {name}", f"{cpu(server, who):.0f} us")
+
+
+def cpu(server, token, requests=1500):
+    """Microseconds of the workers' CPU for a request; signed in or not, to nothing that exists."""
+    path = "/api/v1/transactions/1" if token else "/api/v1/nothing"
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def used():
+        return sum(sum(map(int, pathlib.Path(f"/proc/{pid}/stat").read_text()
+                           .rpartition(")")[2].split()[11:13])) for pid in server.worker_pids)
+    before = used()
+    for _ in range(requests):
+        connection.request("GET", path, headers=headers)
+        connection.getresponse().read()
+    return (used() - before) / os.sysconf("SC_CLK_TCK") / requests * 1e6
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["catalogue", "sales", "accounts"])
+    parser.add_argument("--products", type=int, default=1_000_000)
+    parser.add_argument("--sales", type=int, default=2_500_000)
+    parser.add_argument("--keep", help="a folder to keep the database in")
+    args = parser.parse_args()
+    {"catalogue": catalogue, "sales": sales, "accounts": accounts}[args.what](args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Who may call what: every operation of every version, as nobody, as a user, as an admin."""
+import re
+
+import pytest
+
+from app import create_app
+from extensions import openapi
+from tests.conftest import PASSWORD, register
+
+UNKNOWN = str(2**62)  # an id that nothing has: what is asked here is only who gets past the door
+
+# The doors, written down by hand: what the views declare is held to this.
+DOORS = {
+    "public": """
+        POST auth/register  POST auth/login  POST auth/refresh  POST auth/password/forgot
+        POST auth/password/reset  POST auth/email/verify
+        GET products  GET products/{}  GET categories  GET categories/{}
+        GET docs  GET openapi.json  GET /health  GET /health/live  GET /health/ready
+        GET /problems/{}""",
+    "user": """
+        POST auth/logout  GET auth/sessions  DELETE auth/sessions/{}  POST auth/password
+        POST auth/email/verification  GET users/{}  PATCH users/{}  DELETE users/{}
+        POST transactions  GET transactions  GET transactions/{}""",
+    "admin": """
+        GET users  POST users  POST categories  PATCH categories/{}  DELETE categories/{}
+        POST products  PATCH products/{}  DELETE products/{}  POST transactions/{}/refund
+        GET reports/transactions  GET reports/sales""",
+}
+
+
+def operations():
+    """(method, path, access) of every documented operation; no server is needed to know them."""
+    app = create_app(DATABASE_URL="postgresql://", REDIS_URL="redis://", LOG_LEVEL="ERROR",
+                     JWT_SECRET_KEY="k" * 40)
+    return [
+        pytest.param(method.upper(), re.sub(r"\{\w+\}", UNKNOWN, path), view.access,
+                     id=f"{method.upper()} {path}")
+        for version in app.extensions["apis"]
+        for path, method, view in openapi.operations(app, version)
+    ]
+
+
+each_operation = pytest.mark.parametrize(("method", "path", "access"), operations())
+
+
+@pytest.fixture(scope="module")
+def person(client):
+    return register(client)
+
+
+def token_of(client, person, path):
+    """The person's token; for the route that ends a session, one of a session of its own."""
+    if not path.endswith("/logout"):
+        return person.token
+    body = {"email": person.email, "password": PASSWORD}
+    return client.post("auth/login", json=body).json["token"]
+
+
+@each_operation
+def test_without_a_token_only_public_operations_answer(client, method, path, access):
+    response = client.open(method, path)
+    assert (response.status_code == 401) == (access != "public"), response.text
+
+
+@each_operation
+def test_a_user_is_kept_from_what_is_an_admin_s(client, person, method, path, access):
+    response = client.open(method, path, token=token_of(client, person, path))
+    assert response.status_code != 401, response.text
+    assert (response.status_code == 403) == (access == "admin"), response.text
+
+
+@each_operation
+def test_an_admin_is_let_in_everywhere(client, admin, method, path, access):
+    response = client.open(method, path, token=token_of(client, admin, path))
+    assert response.status_code not in (401, 403), response.text
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_doors_are_these_and_no_others(app, version):
+    base = f"/api/{version}/"
+    assert {
+        (method.upper(), re.sub(r"\{\w+\}", "{}", path).removeprefix(base), view.access)
+        for path, method, view in openapi.operations(app, version)
+    } == {
+        (method, path, access) for access, text in DOORS.items()
+        for method, path in re.findall(r"([A-Z]+) (\S+)", text)
+    }
+
+
+def test_the_operations_are_all_there(app):
+    documented = {
+        (version, path, method) for version, spec in app.extensions["documents"].items()
+        for path, item in app.json.loads(spec)["paths"].items() for method in item
+        if method in ("get", "post", "patch", "put", "delete")
+    }
+    assert len(documented) == len(operations()) > 60
+
+
+def test_every_route_says_who_may_call_it(app):
+    for rule in app.url_map.iter_rules():
+        view = app.view_functions[rule.endpoint]
+        if cls := getattr(view, "view_class", None):
+            views = [getattr(cls, method.lower()) for method in cls.methods]
+        else:
+            views = [view]
+        for function in views:
+            assert getattr(function, "access", None) in ("public", "user", "admin"), rule
+
+
+def test_what_has_no_version_is_public(client):
+    for path in ("/", "/health", "/health/live", "/health/ready", "/api/v1/openapi.json",
+                 "/api/v2/docs", "/problems/forbidden"):
+        assert client.get(path).status_code in (200, 302)
+
+
+def test_metrics_are_for_who_has_their_token(client, admin):
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/metrics", token=admin.token).status_code == 401
+    assert client.get("/metrics", token="metrics-token-of-the-tests").status_code == 200
