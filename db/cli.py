@@ -9,6 +9,7 @@ from flask.cli import AppGroup, with_appcontext
 import db
 from db import migrations
 from db.seed import DEMO, PASSWORD, NotEmpty, seed
+from extensions import cache
 
 
 class Commands(AppGroup):
@@ -88,6 +89,7 @@ def seed_command(force, **sizes):
             raise click.ClickException(
                 "The shop is not empty. `flask db reset` empties it."
             ) from None
+    cache.invalidate(cache.EVERYTHING)
 
 
 @group.command()
@@ -100,6 +102,7 @@ def reset(yes):
     if not yes:
         click.confirm("Drop every table, with all that is in it?", abort=True)
     migrations.reset(url())
+    cache.invalidate(cache.EVERYTHING)
     click.echo("The shop is empty.")
 
 

@@ -7,7 +7,7 @@ import time
 
 import psycopg
 from flask import g, has_request_context
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed
 
 CHECKOUT_SECONDS = 2.0  # how long a request waits for a connection before it is answered 503
 CONNECT_SECONDS = 2
@@ -24,6 +24,7 @@ class Database:
     def __init__(self, url, size, statement_timeout_ms):
         self._url, self._size, self._timeout_ms = url, size, statement_timeout_ms
         self._pool = self._pid = None
+        self._closed = False
         self._lock = threading.Lock()
         self._deadlines = {}
 
@@ -58,7 +59,9 @@ class Database:
             self._pool.drain()
 
     def close(self):
+        """Give every connection back, for good: whoever asks afterwards gets PoolClosed."""
         with self._lock:
+            self._closed = True
             if self._pool is not None and self._pid == os.getpid():
                 self._pool.close()
             self._pool = None
@@ -71,6 +74,8 @@ class Database:
         if self._pool is not None and self._pid == os.getpid():
             return self._pool
         with self._lock:
+            if self._closed:
+                raise PoolClosed("the database is closed")
             if self._pool is None or self._pid != os.getpid():
                 self._pool = ConnectionPool(
                     self._url() if callable(self._url) else self._url,

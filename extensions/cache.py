@@ -25,7 +25,7 @@ from extensions.redis_client import RedisClient, client
 BUSY_SECONDS = 3.0  # how long the others wait for the one who computes
 POLL_SECONDS = 0.005
 GROUP_SECONDS = 86400
-OUTAGE = "outage"  # the group of every entry
+EVERYTHING = "everything"  # the group of every entry in Redis
 
 # KEYS: entry, its compressed form, lock, groups... ARGV: a new word, the lock's life in ms, the
 # word's in seconds
@@ -79,7 +79,7 @@ class RedisBackend(BaseCache):
         self.catch_up()
         prefix = self._prefix
         keys = [f"{prefix}entry:{key}", f"{prefix}entry:{key}:{variant}", f"{prefix}lock:{key}",
-                *(f"{prefix}group:{group}" for group in (*groups, OUTAGE))]
+                *(f"{prefix}group:{group}" for group in (*groups, EVERYTHING))]
         arguments = [_word(), int(BUSY_SECONDS * 1000), GROUP_SECONDS]
         generation, entry, number = self._ask(LOOKUP, keys, arguments)
         if entry:
@@ -108,7 +108,7 @@ class RedisBackend(BaseCache):
         """After an outage make stale all that was kept before it. Raises Away during it."""
         if self.behind:
             missed = self._missed
-            self.invalidate([OUTAGE])
+            self.invalidate([EVERYTHING])
             self._made_good = missed
 
     def _ask(self, script, keys, arguments):

@@ -49,6 +49,8 @@ class Upkeep:
                 if self._chores and time.monotonic() > next_chores:
                     next_chores = time.monotonic() + SECONDS
                     tidy(self._app)
+            except psycopg_pool.PoolClosed:
+                return
             except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
                 log.warning("upkeep waits for the database: %s", type(error).__name__)
             except Exception:

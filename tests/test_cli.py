@@ -265,6 +265,17 @@ def test_reset_refuses_in_production(make_shop, flags):
     assert shop.counts() == (2, 0, 0)
 
 
+def test_no_cached_answer_outlives_a_reset_or_a_seed(shop):
+    def listed():
+        return [category["name"] for category in shop.client.get("categories").json["data"]]
+    succeed(shop.run("db", "reset", "--yes"))
+    assert listed() == []
+    succeed(seed(shop, users=0, products=10, transactions=0))
+    assert "Kitchen" in listed()
+    succeed(shop.run("db", "reset", "--yes"))
+    assert listed() == []
+
+
 # The schema
 
 def test_upgrade_and_downgrade_say_what_they_do(make_shop, make_database):
