@@ -174,7 +174,7 @@ def _refuse(constant):
 
 
 def _check_text(text):
-    if "\\u0000" in text or "\0" in text:
+    if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):  # as json.dumps writes it
         raise _Refused("U+0000 is not allowed in text.")
     text.encode()  # raises for a lone surrogate
 

@@ -23,6 +23,9 @@ class Whole(fields.Integer):
             if not re.fullmatch(r"-?[0-9]{1,19}", value):
                 raise self.make_error("invalid", input=value)
             value = int(value)
+        # 2.0 is a whole number, too (JSON Schema 2020-12, 4.2.3).
+        if isinstance(value, Decimal) and -2**63 <= value < 2**63 and value == int(value):
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.make_error("invalid", input=value)
         return value

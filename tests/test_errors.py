@@ -107,6 +107,13 @@ def test_json_may_be_called_by_its_other_names(client, admin, kind):
     assert post(client, admin, b'{"name": "Tea", "price": 1}', kind).status_code == 201
 
 
+@pytest.mark.parametrize("name", ["\\u0000", "a\\", "\\\\u0000", "\\ud800"])
+def test_what_only_looks_like_an_escape_is_text(client, admin, name):
+    body = json.dumps({"name": f"{name}é", "price": 1}).encode()
+    assert b"\\u00e9" in body
+    assert post(client, admin, body).json["name"] == f"{name}é"
+
+
 @pytest.mark.parametrize("body", [
     b"{", b"}", b'{"name": "Tea"', b"{'name': 'Tea'}", b'{"name": Tea}', b'{name: "Tea"}', b"[1,]",
     b'{"name": "Tea",}', b'{"name": "Tea"} x', b"{}{}", b"//x\n{}", b"undefined", b"\x00",

@@ -93,7 +93,7 @@ def test_version_2_serves_the_same_products(client, admin, shelf):
     ("sku", "x"), ("sku", "x" * 64), ("sku", None),
     ("name", "x"), ("name", "x" * 200), ("name", "茶" * 200), ("name", "🍵" * 200),
     ("description", ""), ("description", "x" * 10000), ("description", "tab\tand\r\nlines"),
-    ("stock", 0), ("stock", 2147483647), ("category_id", None),
+    ("stock", 0), ("stock", 2147483647), ("stock", 7.0), ("category_id", None),
 ], ids=lambda value: str(value)[:12])
 def test_a_value_on_its_bound_is_stored(client, admin, field, value):
     product = send(client, admin, **{field: value}).json
@@ -107,10 +107,10 @@ def test_a_value_on_its_bound_is_stored(client, admin, field, value):
     ("name", "a\nb"), ("name", "a\x7fb"), ("name", {"x": 1}),
     ("description", "x" * 10001), ("description", None), ("description", "bell\a"),
     ("description", 5),
-    ("stock", -1), ("stock", 2147483648), ("stock", 2**63), ("stock", 1.5), ("stock", 1.0),
+    ("stock", -1), ("stock", 2147483648), ("stock", 2**63), ("stock", 1.5),
     ("stock", "7"), ("stock", True), ("stock", None), ("stock", [1]),
     ("category_id", 0), ("category_id", -1), ("category_id", 2**63), ("category_id", "1"),
-    ("category_id", True), ("category_id", 1.0),
+    ("category_id", True), ("category_id", 1.5), ("stock", 1e300),
     ("price", -1), ("price", -0.01), ("price", 10000000000), ("price", 9999999999.995),
     ("price", "-0.01"), ("price", "10000000000.00"), ("price", "119.239"), ("price", 119.239),
     ("price", "1,50"), ("price", "1e2"), ("price", " 1"), ("price", "1 "), ("price", "+1"),
