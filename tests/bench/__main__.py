@@ -2,6 +2,7 @@
 
     python -m tests.bench catalogue [--products 1000000]   pages, searches, counts, misses
     python -m tests.bench sales [--sales 2500000]          reports, sums, sales a second, memory
+    python -m tests.bench storage [--copies 9]             the same shop, with ten years of sales
     python -m tests.bench accounts                         a login's parts, what a token check costs
 
 Everything runs in a folder of its own under the temporary directory, with servers of its own, and
@@ -21,6 +22,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from datetime import timedelta
 
 import psycopg
 
@@ -211,6 +213,68 @@ def buy(server, url, products, seconds=6):
     return sum(counts) / seconds
 
 
+def storage(args):
+    """What a shop does with a year of sales, and with that year copied into the years before it."""
+    with shop(args.keep, {"users": 1000, "products": 10_000, "transactions": args.sales}) as (
+            start, url):
+        server = start()
+        probe(server, url)
+        began = time.monotonic()
+        for year in range(1, args.copies + 1):
+            with psycopg.connect(url, autocommit=True) as conn:
+                conn.execute("SET session_replication_role = replica")  # sealed days take no sale
+                shift = {"ids": year * 100_000_000, "years": f"{year} years"}
+                conn.execute("""
+                    INSERT INTO transactions (id, user_id, total, created_at)
+                    SELECT id + %(ids)s, user_id, total, created_at - %(years)s::interval
+                    FROM transactions
+                    WHERE id < 100000000
+                """, shift)
+                conn.execute("""
+                    INSERT INTO transaction_items
+                    SELECT transaction_id + %(ids)s, line, quantity, product_id, user_id,
+                           category_id, created_at - %(years)s::interval, unit_price, amount,
+                           refunded, first_in_category, product_name, category_name
+                    FROM transaction_items
+                    WHERE transaction_id < 100000000
+                """, shift)
+            print(f"\rcopied {year} years in {time.monotonic() - began:.0f} s", end="", flush=True)
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("VACUUM ANALYZE transactions, transaction_items")
+            conn.execute("TRUNCATE sales_days, sales_product_months")
+            conn.execute("UPDATE sales_sealed SET until = '1970-01-01'")
+            began = time.monotonic()
+            conn.execute("SELECT seal_sales()")
+        show("\nsealing all of it at once", f"{time.monotonic() - began:.0f} s")
+        probe(server, url)
+
+
+def probe(server, url):
+    with psycopg.connect(url) as conn:
+        for table in ("transactions", "transaction_items"):
+            size, rows, first, last = conn.execute(
+                f"SELECT pg_total_relation_size('{table}'), count(*), min(created_at), "
+                f"max(created_at) FROM {table}").fetchone()
+            show(f"{table}: {rows:,}", f"{size / rows:.0f} MB a million, with indexes")
+    token = login(server, "admin@example.com")
+    everything = f"start_date={first.date()}&end_date={last.date()}"
+    for name, path in (
+        ("page 1 of all sales", "transactions?count=none"),
+        ("page 1 of one user's", "transactions?count=none&user_id=7"),
+        ("sums of everything by month", f"reports/sales?{everything}&group_by=month"),
+        ("sums of everything by product", f"reports/sales?{everything}&group_by=product"),
+        ("sums from noon to noon, a week",
+         f"reports/sales?start_date={first.date()}T12:00:00&end_date="
+         f"{(first + timedelta(days=7)).date()}T12:00:00&group_by=day"),
+    ):
+        ms, _ = timed(lambda p=path: server.call("GET", p, token=token, timeout=120), 5)
+        show(name, f"{ms:.0f} ms")
+    for name, day in (("oldest", first), ("newest", last - timedelta(days=31))):
+        window = f"start_date={day.date()}&end_date={(day + timedelta(days=30)).date()}"
+        download(server, token, f"reports/transactions?{window}&format=csv", f"{name} 30 days")
+    show("sales a second, many products, 16 buyers", f"{buy(server, url, range(1, 10_000)):.0f}")
+
+
 def accounts(args):
     with shop(args.keep, {"users": 20, "products": 100, "transactions": 10}) as (start, _):
         server = start()
@@ -255,12 +319,14 @@ def cpu(server, token, requests=1500):
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["catalogue", "sales", "accounts"])
+    parser.add_argument("what", choices=["catalogue", "sales", "storage", "accounts"])
     parser.add_argument("--products", type=int, default=1_000_000)
     parser.add_argument("--sales", type=int, default=2_500_000)
+    parser.add_argument("--copies", type=int, default=9)
     parser.add_argument("--keep", help="a folder to keep the database in")
     args = parser.parse_args()
-    {"catalogue": catalogue, "sales": sales, "accounts": accounts}[args.what](args)
+    {"catalogue": catalogue, "sales": sales, "storage": storage, "accounts": accounts}[
+        args.what](args)
 
 
 if __name__ == "__main__":
