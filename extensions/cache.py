@@ -237,6 +237,7 @@ def cached(key, groups, compute):
     head, body = entry.split(b"\n", 1)
     tag, *headers = head.decode().split("\t")
     response = tagged(body, tag, PUBLIC)
+    response.headers["Vary"] = "Accept-Encoding"
     if encoded and response.status_code == 200:
         response.headers["Content-Encoding"] = encoding
     for header in headers:

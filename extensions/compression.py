@@ -57,6 +57,8 @@ def wanted():
 def init_app(app):
     @app.after_request
     def compress(response):
+        if response.headers.get("Vary") == "Accept-Encoding":  # the cache has seen to all of it
+            return response
         if response.status_code == 304:  # says what the 200 would have said (RFC 9110, 15.4.5)
             response.vary.add("Accept-Encoding")
             return response
@@ -66,7 +68,7 @@ def init_app(app):
             return response
         response.vary.add("Accept-Encoding")
         encoding = wanted()
-        if encoding is None or "Content-Encoding" in response.headers:
+        if encoding is None:
             return response
         if response.is_streamed:
             chunks = response.response

@@ -6,6 +6,7 @@ user, role and session in one query, so that a logout or a demotion counts from 
 import functools
 import os
 import secrets
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import db
 from extensions import arguments
 from extensions.errors import Problem
 
+ALGORITHM = "HS256"
 ISSUER = AUDIENCE = "shopfront"
 REQUIRED = ["exp", "iat", "nbf", "iss", "aud", "sub", "jti", "type", "sid"]
 
@@ -28,7 +30,7 @@ def init_app(app):
     minutes, days = app.config["ACCESS_TOKEN_MINUTES"], app.config["REFRESH_TOKEN_DAYS"]
     app.config.update(
         JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"] or _own_key(app),
-        JWT_ALGORITHM="HS256",
+        JWT_ALGORITHM=ALGORITHM,
         JWT_ACCESS_TOKEN_EXPIRES=timedelta(minutes=minutes),
         JWT_REFRESH_TOKEN_EXPIRES=timedelta(days=days),
         JWT_ENCODE_ISSUER=ISSUER, JWT_DECODE_ISSUER=ISSUER,
@@ -63,16 +65,24 @@ def pair(user_id, session_id, generation):
 
 
 def decode(token, kind):
-    """The claims of a token of this kind; a Problem (401) for anything that is not one.
+    """The claims of a token of this kind; a Problem (401) for anything that is not one."""
+    claims = _verified(token, kind, current_app.config["JWT_SECRET_KEY"])
+    if claims["exp"] <= time.time():
+        raise Problem("token_expired")
+    return claims
+
+
+@functools.lru_cache(maxsize=4096)
+def _verified(token, kind, key):
+    """``decode``, but for time going on: what is signed stays signed.
 
     PyJWT is called with the extension's settings, not through it: the extension takes a token
     without ``type`` or ``exp`` for good.
     """
-    config = current_app.config
     try:
         claims = pyjwt.decode(
-            token, config["JWT_SECRET_KEY"], algorithms=[config["JWT_ALGORITHM"]],
-            issuer=ISSUER, audience=AUDIENCE, options={"require": REQUIRED},
+            token, key, algorithms=[ALGORITHM], issuer=ISSUER, audience=AUDIENCE,
+            options={"require": REQUIRED},
         )
         if claims["type"] != kind:
             raise Problem("authentication_required", f"This is not a token for {kind}.")

@@ -100,8 +100,7 @@ def count(name):
     item = current_app.extensions["limits"][name]
     allowed = limiter.limiter.hit(item, name, address())
     used, ends = g.limit_state
-    now, left = time.time(), max(0, item.amount - used)
-    wait = max(0, int(ends - now + 0.999))
+    left, wait = max(0, item.amount - used), max(0, int(ends - time.time() + 0.999))
     state = g.setdefault("limits", [])
     state.append((left, item.amount, int(ends + 0.999), f'"{name}";r={left};t={wait}',
                   f'"{name}";q={item.amount};w={item.get_expiry()}'))

@@ -20,7 +20,7 @@ from flask import g, has_request_context, request
 
 MAX_BYTES = 20 * 1024 * 1024
 KEEP_DAYS = 14
-SKIP = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+SKIP = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "line"}
 
 access = logging.getLogger("shopfront.access")
 security = logging.getLogger("shopfront.security")
@@ -33,6 +33,11 @@ class Json(logging.Formatter):
     """``extra`` fields and the request's id stand beside time, level, logger and message."""
 
     def format(self, record):
+        if (done := vars(record).get("line")) is None:  # one text for all handlers
+            done = record.line = _encode(self.fields(record))
+        return done
+
+    def fields(self, record):
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname, "logger": record.name, "message": record.getMessage(),
@@ -42,7 +47,7 @@ class Json(logging.Formatter):
         line |= {k: v for k, v in vars(record).items() if k not in SKIP}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return _encode(line)
+        return line
 
 
 class SharedFile(logging.Handler):
@@ -134,11 +139,12 @@ def init_app(app):
 
     @app.after_request
     def note(response):
-        caller = g.get("caller")
-        access.info("%s %s", request.method, request.path, extra={
-            "method": request.method, "path": request.path, "status": response.status_code,
-            "milliseconds": round((time.perf_counter() - g.started) * 1000, 2),
-            "address": request.remote_addr, "user_agent": request.headers.get("User-Agent"),
+        asked, known = request._get_current_object(), g._get_current_object()
+        caller = known.get("caller")
+        access.info("%s %s", asked.method, asked.path, extra={
+            "method": asked.method, "path": asked.path, "status": response.status_code,
+            "milliseconds": round((time.perf_counter() - known.started) * 1000, 2),
+            "address": asked.remote_addr, "user_agent": asked.environ.get("HTTP_USER_AGENT"),
             "user_id": caller and caller["id"],
         })
         return response
