@@ -42,7 +42,8 @@ WHERE created_at >= %(start_date)s::timestamptz AND created_at < %(end_date)s::t
 ORDER BY created_at, transaction_id, line
 
 -- A cell that begins like a formula, with one of = + - @ or a control character, gets an apostrophe
--- in front (OWASP, CSV Injection). The time is ISO 8601 out of PostgreSQL's own form.
+-- in front (OWASP, CSV Injection). The time is ISO 8601 out of PostgreSQL's own form; the order is the
+-- column's, not the text's.
 -- name: csv_lines :csv
 -- index: transaction_items_created_idx
 SELECT transaction_id, replace(created_at::text, ' ', 'T') || ':00' AS created_at,
@@ -51,9 +52,9 @@ SELECT transaction_id, replace(created_at::text, ' ', 'T') || ':00' AS created_a
        CASE WHEN ascii(product_name) IN (61, 43, 45, 64, 9, 13) THEN '''' || product_name
             ELSE product_name END AS product_name,
        quantity, unit_price, amount
-FROM transaction_items
+FROM transaction_items i
 WHERE created_at >= %(start_date)s::timestamptz AND created_at < %(end_date)s::timestamptz
-ORDER BY created_at, transaction_id, line
+ORDER BY i.created_at, transaction_id, line
 
 -- Sums by day, week, month or category: whole sealed days from sales_days, the rest of the window
 -- from the lines. An order counts once in every group: by its first line for times, by its first

@@ -106,6 +106,16 @@ def indexes_of(shop, query, params=None):
     return {*re.findall(r"'Index Name': '(\w+)'", plan), *re.findall(r"\w+", str(arbiters))}
 
 
+@pytest.mark.parametrize("name", [name for name, query in QUERIES.items()
+                                  if query.shape in ("csv", "ndjson")])
+def test_a_stream_has_its_order_from_an_index(shop, name):
+    text, _ = numbered(QUERIES[name].plain)
+    shop.execute("SET enable_sort = off")
+    plan = str(shop.execute(f"EXPLAIN (GENERIC_PLAN) {text}").fetchall())
+    shop.execute("RESET enable_sort")
+    assert "Sort" not in plan
+
+
 @pytest.mark.parametrize("name", [name for name, query in QUERIES.items() if query.index])
 def test_a_query_uses_the_indexes_that_it_names(shop, name):
     missing = set(QUERIES[name].index) - indexes_of(shop, QUERIES[name])
