@@ -29,7 +29,9 @@ FROM (
         CASE WHEN coalesce(price, '') = '' THEN 'price is missing'
              WHEN price !~ '^[0-9]{1,10}(\.[0-9]{1,2})?$'
              THEN 'price is not an amount with at most two decimal places' END,
-        CASE WHEN stock <> '' AND (stock !~ '^[0-9]{1,10}$' OR stock::bigint > 2147483647)
+        -- An empty cell might mean nothing left, or nothing to change: the file has to say.
+        CASE WHEN stock = '' THEN 'stock is missing'
+             WHEN stock !~ '^[0-9]{1,10}$' OR stock::bigint > 2147483647
              THEN 'stock is not a whole number' END,
         CASE WHEN category <> '' AND NOT EXISTS (
              SELECT FROM categories c WHERE lower(c.name) = lower(s.category))
@@ -58,7 +60,7 @@ FROM (
 WITH merged AS (
     INSERT INTO products (sku, name, description, price, stock, category_id)
     SELECT s.sku, s.name, coalesce(s.description, ''), s.price::numeric,
-           coalesce(nullif(s.stock, '')::int, 0), c.id
+           coalesce(s.stock::int, 0), c.id
     FROM staged_products s
     LEFT JOIN categories c ON lower(c.name) = lower(s.category)
     ORDER BY s.line

@@ -73,7 +73,7 @@ def test_an_import_creates_and_changes_by_sku(load, find, food):
     assert load(f"sku,name,price\n{old},Tea,1\n").output == "1 created, 0 changed.\n"
     first = find(old)
     done = load(f"sku,name,description,price,stock,category\n{old},Green tea,Fine,2.50,7,"
-                f"food & drink\n{new},Jam,,0.99,,\n")
+                f"food & drink\n{new},Jam,,0.99,0,\n")
     assert (done.exit_code, done.output) == (0, "1 created, 1 changed.\n")
     changed = find(old)
     assert changed.pop("updated_at") > first.pop("updated_at")
@@ -98,15 +98,16 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(load, find, url):
 
 
 WRONG = {
-    "sku is missing": ["", "Tea", "", "1", "", ""],
-    "sku is not valid": ["S" * 65, "Tea", "", "1", "", ""],
-    "name is missing": ["W1", "", "", "1", "", ""],
-    "name is not valid": ["W2", "n" * 201, "", "1", "", ""],
-    "description is not valid": ["W3", "Tea", "d" * 10_001, "1", "", ""],
-    "price is missing": ["W4", "Tea", "", "", "", ""],
-    "price is not an amount with at most two decimal places": ["W5", "Tea", "", "1.999", "", ""],
+    "sku is missing": ["", "Tea", "", "1", "0", ""],
+    "sku is not valid": ["S" * 65, "Tea", "", "1", "0", ""],
+    "name is missing": ["W1", "", "", "1", "0", ""],
+    "name is not valid": ["W2", "n" * 201, "", "1", "0", ""],
+    "description is not valid": ["W3", "Tea", "d" * 10_001, "1", "0", ""],
+    "price is missing": ["W4", "Tea", "", "", "0", ""],
+    "price is not an amount with at most two decimal places": ["W5", "Tea", "", "1.999", "0", ""],
+    "stock is missing": ["W8", "Tea", "", "1", "", ""],
     "stock is not a whole number": ["W6", "Tea", "", "1", "-1", ""],
-    "there is no such category": ["W7", "Tea", "", "1", "", "Nowhere"],
+    "there is no such category": ["W7", "Tea", "", "1", "0", "Nowhere"],
 }
 
 
@@ -119,7 +120,7 @@ def written(*rows, columns=COLUMNS):
 def test_every_wrong_row_is_reported_with_its_line_and_nothing_is_changed(load, find, url):
     sku = unique("GOOD")
     before = execute(url, "SELECT count(*) FROM products")
-    done = load(written([sku, "Tea", "two\nlines", "1", "", ""], *WRONG.values()))
+    done = load(written([sku, "Tea", "two\nlines", "1", "0", ""], *WRONG.values()))
     assert done.exit_code == 1
     for line, reason in enumerate(WRONG, 4):  # behind the header and a row of two lines
         assert f"line {line}: {reason}\n" in done.output
@@ -136,7 +137,7 @@ def test_everything_that_is_wrong_in_a_row_is_reported(load):
 @pytest.mark.parametrize("price", ["-1", "1,50", "1e3", "NaN", "Infinity", "10000000000", "1.",
                                    ".5", "0x1", "£1", "١"])
 def test_a_price_is_an_amount_as_the_api_has_it(load, price):
-    assert "line 2: price is not an amount" in load(written(["S", "Tea", "", price, "", ""])).output
+    assert "line 2: price is not an amount" in load(written(["S", "Tea", "", price, "0", ""])).output
 
 
 @pytest.mark.parametrize("stock", ["1.5", "2147483648", "99999999999", "many", "1e3", "+1"])
@@ -156,7 +157,7 @@ def test_the_largest_values_are_taken(load, find):
 
 
 def test_a_sku_stands_in_a_file_once(load):
-    done = load(written(["S", "A", "", "1", "", ""], [" S ", "B", "", "1", "", ""]))
+    done = load(written(["S", "A", "", "1", "0", ""], [" S ", "B", "", "1", "", ""]))
     for line in (2, 3):
         assert f"line {line}: sku stands in the file twice" in done.output
 
@@ -196,7 +197,7 @@ def test_a_header_alone_and_empty_lines_are_nothing(load):
 ])
 def test_a_description_arrives_as_it_was_written(load, find, text):
     sku = unique("TEXT")
-    assert load(written([sku, "Tea", text, "1", "", ""])).exit_code == 0
+    assert load(written([sku, "Tea", text, "1", "0", ""])).exit_code == 0
     assert find(sku)["description"] == text
 
 
