@@ -115,6 +115,9 @@ def connect_options(statement_timeout_ms=0):
         "-c idle_in_transaction_session_timeout=60s"
         f" -c statement_timeout={statement_timeout_ms}"
     )
+    if statement_timeout_ms:
+        # Requests share the cores already: starting helpers for one takes from the others.
+        options += " -c max_parallel_workers_per_gather=0"
     return {"options": options, "connect_timeout": CONNECT_SECONDS, "application_name": "shopfront"}
 
 
