@@ -30,6 +30,7 @@ SOCKET_PATH_LIMIT = 80  # sun_path holds 108 bytes, PostgreSQL adds "/.s.PGSQL.5
 POSTGRES_SOCKET = ".s.PGSQL.5432"
 _detached = []  # they outlive us; subprocess would warn of that when it collects them
 START_SECONDS = STOP_SECONDS = 30
+MOMENT_SECONDS = 0.3
 
 
 class Servers:
@@ -83,9 +84,8 @@ class Servers:
     def stop_unless_leased(self):
         """Stop both servers if the lease is free. Call it under the gate; True if it was free."""
         with open(self.home / "lease", "a") as lease:
-            try:
-                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            # The watcher, who wakes when a lease is given back, holds it for a moment, too.
+            if not _wait_until(lambda: _ours_alone(lease), MOMENT_SECONDS):
                 return False
             # SIGINT is PostgreSQL's fast shutdown: it rolls back, writes a checkpoint and leaves.
             for name, how in ((POSTGRES_SOCKET, signal.SIGINT), ("valkey", signal.SIGTERM)):
@@ -290,6 +290,14 @@ def _ended(pid):
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state == "Z"
+
+
+def _ours_alone(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _wait_until(condition, seconds):
