@@ -12,8 +12,8 @@ from extensions import (
     arguments,
     cache,
     compression,
+    door,
     errors,
-    headers,
     jwt,
     limits,
     logs,
@@ -27,14 +27,23 @@ from extensions import (
 ROOT = Path(__file__).resolve().parent
 
 
+class Shop(Flask):
+    """Flask, for views that are synchronous and may be run again."""
+
+    def ensure_sync(self, func):
+        return func
+
+    def dispatch_request(self):
+        return db.again_if_lost(super().dispatch_request)
+
+
 def create_app(**overrides):
     """The WSGI application. ``overrides`` replace settings, by their names."""
     folder = overrides.pop("instance_path", ROOT / "instance")
-    app = Flask("shopfront", root_path=str(ROOT), instance_path=str(folder), static_folder=None)
+    app = Shop("shopfront", root_path=str(ROOT), instance_path=str(folder), static_folder=None)
     app.config.update(settings.read(**overrides))
     app.json.sort_keys = False
-    app.ensure_sync = lambda function: function  # every view is; Flask would ask for each call
-    for part in (logs, errors, headers, redis_client, limits, arguments, compression, cache, db,
+    for part in (logs, errors, redis_client, limits, arguments, compression, cache, door, db,
                  jwt, mail, upkeep, metrics, reports, health, blueprints, db_cli, cli,
                  cli_catalogue):
         part.init_app(app)

@@ -2,19 +2,17 @@
 import gc
 import os
 import shutil
-import signal
 import tempfile
 
 import psycopg
-from gunicorn import util
 
 import db
 from db import migrations
 from db.seed import DEMO, PASSWORD, NotEmpty, seed
-from extensions import errors, settings
+from extensions import settings
 
 wsgi_app = "wsgi:app"
-worker_class = "gthread"
+worker_class = "extensions.worker.Worker"
 try:
     _settings = settings.read()
 except settings.SettingsError as error:
@@ -34,11 +32,6 @@ loglevel = "warning"
 
 if _settings["METRICS_TOKEN"]:
     os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="shopfront-metrics-"))
-
-# What gunicorn refuses by itself (a request line or a header that is none) has the one shape, too.
-util.write_error = lambda sock, status, reason, message: util.write_nonblock(
-    sock, errors.before_wsgi(status)
-)
 
 
 def on_starting(server):
@@ -72,15 +65,7 @@ def when_ready(server):
 
 
 def post_worker_init(worker):
-    """Start the upkeep; say 'draining' from SIGTERM on to who still holds a connection."""
-    app = worker.app.wsgi()
-    app.extensions["upkeep"].start()
-    stop = signal.getsignal(signal.SIGTERM)
-
-    def drain(*args):
-        app.extensions["draining"].set()
-        stop(*args)
-    signal.signal(signal.SIGTERM, drain)
+    worker.app.wsgi().extensions["upkeep"].start()
 
 
 def child_exit(server, worker):

@@ -30,7 +30,10 @@ def init_app(app):
             api.register_blueprint(
                 blp, name=f"{version}_{blp.name}", url_prefix=f"/api/{version}{blp.url_prefix}"
             )
+        for single in (products.single, categories.single):
+            single.mount(app, f"/api/{version}")
         app.extensions.setdefault("apis", {})[version] = api
     app.register_blueprint(health.blp)
     app.register_blueprint(docs.blp)
     docs.init_app(app)
+    users.init_app(app)

@@ -24,15 +24,23 @@ queries = db.load("health")
 @public
 def health():
     """Say that the process serves, and since when."""
-    return _json({"status": "OK", "timestamp": datetime.now(UTC).isoformat(),
-                  "uptime": round(time.time() - STARTED, 3)})
+    return _json(status())
+
+
+def status():
+    return {"status": "OK", "timestamp": datetime.now(UTC).isoformat(),
+            "uptime": round(time.time() - STARTED, 3)}
 
 
 @blp.get("/health/live")
 @public
 def live():
     """Say that the process serves; touches nothing else."""
-    return _json({"status": "ok"})
+    return _json(alive())
+
+
+def alive():
+    return {"status": "ok"}
 
 
 @blp.get("/health/ready")
@@ -91,6 +99,7 @@ class _Question(threading.Thread):
 def init_app(app):
     app.extensions["readiness"] = Readiness(app)
     app.extensions["draining"] = threading.Event()
+    app.extensions["door"].ready |= {"/health": status, "/health/live": alive}
 
 
 def _json(data):

@@ -10,7 +10,7 @@ from db.embedded import Servers
 from db.pool import Database, lost
 from db.queries import load
 
-__all__ = ["connection", "init_app", "load", "reading", "reports"]
+__all__ = ["again_if_lost", "connection", "init_app", "load", "reading", "reports"]
 
 
 def connection():
@@ -29,7 +29,7 @@ def reports():
 
 
 def init_app(app):
-    """Bind the pools, and run a request once more that met a dead connection and wrote nothing."""
+    """Bind the pools."""
     config = app.config
     url = config["DATABASE_URL"] or (lambda: embedded_urls(app)[0])
     timeout = config["STATEMENT_TIMEOUT_MS"]
@@ -37,21 +37,20 @@ def init_app(app):
     app.extensions["db_reports"] = Database(
         config["DATABASE_READ_URL"] or url, config["REPORT_CONCURRENCY"] + 1, 0
     )
-    dispatch = app.dispatch_request
 
-    def dispatch_again_if_lost():
-        try:
-            return dispatch()
-        except psycopg.Error as error:
-            if isinstance(error, psycopg_pool.PoolTimeout) or not lost(error):
-                raise
-            for pool in ("db", "db_reports"):  # either may be where the next statement goes
-                app.extensions[pool].drain()
-            if g.get("may_have_written"):
-                raise
-            return dispatch()
 
-    app.dispatch_request = dispatch_again_if_lost
+def again_if_lost(dispatch):
+    """``dispatch()``, once more if it met a dead connection and wrote nothing."""
+    try:
+        return dispatch()
+    except psycopg.Error as error:
+        if isinstance(error, psycopg_pool.PoolTimeout) or not lost(error):
+            raise
+        for pool in ("db", "db_reports"):  # either may be where the next statement goes
+            current_app.extensions[pool].drain()
+        if g.get("may_have_written"):
+            raise
+        return dispatch()
 
 
 @functools.cache

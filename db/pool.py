@@ -43,11 +43,22 @@ class Database:
 
     @contextlib.contextmanager
     def connection(self):
-        """A connection whose ``with`` block is all or nothing: stored at its end, or undone."""
-        with self.reading() as conn, conn.transaction():
-            yield conn
-            if has_request_context():
-                g.may_have_written = True  # from here on the request can't be run again
+        """A connection whose ``with`` block is all or nothing: stored at its end, or undone.
+
+        What the block appends to ``conn.after`` is called behind its end, with whether the outcome
+        is known: of a connection that is lost during COMMIT it isn't.
+        """
+        after, conn = [], None
+        try:
+            with self.reading() as conn:
+                conn.after = after
+                with conn.transaction():
+                    yield conn
+                    if has_request_context():
+                        g.may_have_written = True  # from here on the request can't be run again
+        finally:
+            for step in after:
+                step(not conn.broken)
 
     def without_timeout(self):
         """A second, single-connection pool to the same database, for slow work."""

@@ -48,12 +48,7 @@ class UserId(Id):
 def init_app(app):
     app.url_map.converters.update(id=Id, user_id=UserId)
     app.url_map.merge_slashes = False  # a wrong path is a 404, not a redirect
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-
-    @app.before_request
-    def refuse_large():
-        if (request.content_length or 0) > MAX_BODY:
-            raise RequestEntityTooLarge
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY  # which the door refuses before it is read
 
 
 class Arguments:

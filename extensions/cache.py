@@ -1,11 +1,13 @@
 """The response cache: flask-caching over a backend that keeps bytes, by generation.
 
 An entry belongs to one or more groups (``products``, ``product:7``). Each group has a generation, a
-random word; an entry carries the words that were read *before* its query ran. A write gives its
-groups new words, which makes every older entry of theirs a miss, at the same cost for one entry as
-for a million, and leaves a slow reader's old answer stillborn.
+random word; an entry carries the words that were read *before* its query ran. A write marks its
+groups before it is stored and gives them new words afterwards, at the same cost for one entry as
+for a million: while a mark stands nothing is served or kept, and every older entry is a miss from
+then on. A mark whose writer died runs out by itself, later than what it wrote can still be stored.
 
-Finding an entry, its generations and, on a miss, the right to compute it is one call to Redis.
+The door (extensions/door.py) counts a request and looks its answer up with one call to Redis, where
+it knows by the URL which entry that is.
 """
 import contextlib
 import hashlib
@@ -13,110 +15,203 @@ import json
 import os
 import threading
 import time
+from collections import Counter, OrderedDict
+from typing import NamedTuple
 
-from flask import current_app
+from flask import Response, current_app, request
 from flask_caching import Cache
 from flask_caching.backends.base import BaseCache
+from werkzeug.http import parse_etags
 
 from extensions import compression
-from extensions.answers import PUBLIC, etag_of, tagged
+from extensions.answers import PUBLIC, etag_of
+from extensions.limits import COUNT
 from extensions.redis_client import RedisClient, client
+from extensions.visit import visit
 
 BUSY_SECONDS = 3.0  # how long the others wait for the one who computes
 POLL_SECONDS = 0.005
 GROUP_SECONDS = 86400
-EVERYTHING = "everything"  # the group of every entry in Redis
+# PostgreSQL ends a transaction that has been idle for a minute; a COMMIT that it got is over soon.
+MARK_SECONDS = 75
+# Every entry is in this group, whose word dies unless a heartbeat or a request renews it. So what
+# Redis holds is stale once it has been out of everybody's reach for that long.
+EVERYTHING = "everything"
+LEASE_SECONDS = 1.0
+RECENT = 4096  # answers that were asked for once, kept by a process, each of at most
+RECENT_SIZE = 4096  # bytes; a larger one is kept for all at once
 
-# KEYS: entry, its compressed form, lock, groups... ARGV: a new word, the lock's life in ms, the
-# word's in seconds
-LOOKUP = """
-local groups = {}
-for i = 4, #KEYS do groups[i - 3] = KEYS[i] end
-local words = redis.call('MGET', unpack(groups))
+# Counts a visit, and looks up what it asks for.
+# KEYS: the count; then, where an entry is asked for: lock, compressed form, entry, groups...
+# ARGV: window in ms (0: not counted), limit, a new word, its life in s, the lock's life in ms (0:
+# no lock), the lease in ms
+# Returns count, time left; then generation ('' while a group is marked), what was found (1 or 2,
+# 0: compute it, -1: somebody does), the entry
+ENTER = "local count, left, at = 0, 0, 1\nif ARGV[1] ~= '0' then" + COUNT.replace(
+    "local count", "count").replace("local left", "left").replace("\n", "\n    ") + """
+    if count > tonumber(ARGV[2]) then return {count, left} end
+    at = 2
+end
+if not KEYS[at] then return {count, left} end
+local words = redis.call('MGET', unpack(KEYS, at + 3))
 for i, word in ipairs(words) do
+    local group = KEYS[at + 2 + i]
     if not word then
-        redis.call('SET', groups[i], ARGV[1], 'EX', ARGV[3])
-        words[i] = ARGV[1]
+        word = ARGV[3]
+        redis.call('SET', group, word, 'EX', ARGV[4])
+        words[i] = word
+    elseif string.byte(word) == 33 then
+        return {count, left, '', 0}
     end
 end
+redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
 local generation = table.concat(words, ',')
-local found = redis.call('MGET', KEYS[2], KEYS[1])
-for i, entry in ipairs(found) do
+for i, entry in ipairs(redis.call('MGET', KEYS[at + 1], KEYS[at + 2])) do
     if entry and string.sub(entry, 1, #generation + 1) == generation .. '|' then
-        return {generation, entry, i}
+        return {count, left, generation, i, string.sub(entry, #generation + 2)}
     end
 end
-local mine = redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[2])
-return {generation, false, mine and 1 or 0}
+if ARGV[5] == '0' or redis.call('SET', KEYS[at], '1', 'NX', 'PX', ARGV[5]) then
+    return {count, left, generation, 0}
+end
+return {count, left, generation, -1}
 """
 
-# KEYS: lock or '', entries... ARGV: their life in seconds, their contents...
+# KEYS: lock or an entry, entries... ARGV: their life in seconds, whether the first is a lock,
+# their contents...
 STORE = """
-for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[i], 'EX', ARGV[1]) end
-if KEYS[1] ~= '' then redis.call('DEL', KEYS[1]) end
+local at = 1
+if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) at = 2 end
+for i = at, #KEYS do redis.call('SET', KEYS[i], ARGV[i - at + 3], 'EX', ARGV[1]) end
 """
 
-INVALIDATE = """
-for _, group in ipairs(KEYS) do redis.call('SET', group, ARGV[1], 'EX', ARGV[2]) end
+# A marked group is '!' and its writers, each with the time in ms at which its mark runs out.
+MARKS = """
+local time = redis.call('TIME')
+local now, writer, life = time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1], tonumber(ARGV[2])
+for i, word in ipairs(redis.call('MGET', unpack(KEYS))) do
+    local marks, last = '', 0
+    if word and string.byte(word) == 33 then
+        for other, ends in string.gmatch(word, '(%w+)=(%d+);') do
+            ends = tonumber(ends)
+            if ends > now and other ~= writer then
+                marks, last = marks .. string.format('%s=%.0f;', other, ends), math.max(last, ends)
+            end
+        end
+    end
 """
+# KEYS: groups... ARGV: the writer, the mark's life in ms
+MARK = MARKS + """
+    marks = marks .. string.format('%s=%.0f;', writer, now + life)
+    redis.call('SET', KEYS[i], '!' .. marks, 'PX', math.max(life, last - now))
+end
+"""
+# KEYS: groups... ARGV: the writer, 0, a new word, its life in seconds
+RENEW = MARKS + """
+    if marks == '' then
+        redis.call('SET', KEYS[i], ARGV[3], 'EX', ARGV[4])
+    else
+        redis.call('SET', KEYS[i], '!' .. marks, 'PX', last - now)
+    end
+end
+"""
+
+
+class Known(NamedTuple):
+    """Where an answer is kept: its key, its groups, and whether it is dear.
+
+    A dear answer is made by one process of all, and kept after the first request; another only
+    once it is asked for again. ``find`` makes it, where that takes no more than its URL.
+    """
+
+    key: str
+    groups: tuple
+    dear: bool = True
+    route: str | None = None
+    find: object = None
+
+
+class Found(NamedTuple):
+    """What a look-up brought. ``generation`` is None while a write is under way."""
+
+    generation: bytes | None
+    entry: bytes | None = None
+    encoded: bool = False
+    busy: bool = False  # another one computes it
 
 
 class RedisBackend(BaseCache):
     """Entries in Redis. Raises RedisClient.Away while there is none."""
 
-    def __init__(self, ttl=300, prefix="cache:"):
+    def __init__(self, redis_client, ttl):
         super().__init__(default_timeout=ttl)
-        self._ttl, self._prefix = ttl, prefix
-        self._missed = self._made_good = None
-        self.catching_up = threading.Lock()
+        self._redis, self._ttl = redis_client, ttl
+        redis_client.on_beat = self._keep_lease
+        redis_client.on_return = lambda: self.renew(None, [EVERYTHING])
 
     @classmethod
     def factory(cls, app, config, args, kwargs):
-        return cls(config["CACHE_DEFAULT_TIMEOUT"])
+        return cls(app.extensions["redis_client"], config["CACHE_DEFAULT_TIMEOUT"])
 
-    def lookup(self, key, variant, groups):
-        """(generation, entry or None, whether it's the variant, whether to compute it here)."""
-        self.catch_up()
-        prefix = self._prefix
-        keys = [f"{prefix}entry:{key}", f"{prefix}entry:{key}:{variant}", f"{prefix}lock:{key}",
-                *(f"{prefix}group:{group}" for group in (*groups, EVERYTHING))]
-        arguments = [_word(), int(BUSY_SECONDS * 1000), GROUP_SECONDS]
-        generation, entry, number = self._ask(LOOKUP, keys, arguments)
-        if entry:
-            return generation, entry[len(generation) + 1:], number == 1, False
-        return generation, None, False, number == 1
+    def enter(self, limit, visits):
+        """[((count, ms left), Found or None)] of visits: counted and looked up by one call."""
+        calls = []
+        for one in visits:
+            keys = [limit.key(one)]
+            if one.known:
+                keys += self._keys(one.known, compression.choose(one.accepts))
+            calls.append((keys, self._arguments(one.known, limit)))
+        return [(reply[:2], self._found(reply) if len(reply) > 2 else None)
+                for reply in self._redis.scripts(ENTER, calls)]
 
-    def store(self, key, generation, entries, unlock=True):
+    def lookup(self, known, encoding):
+        """The Found of an answer."""
+        keys, arguments = self._keys(known, encoding), self._arguments(known)
+        return self._found(self._redis.script(ENTER, keys, arguments))
+
+    def store(self, known, generation, entries, unlock=True):
         """Keep ``{variant or None: bytes}`` under their generation, and let the others go on."""
-        keys = [f"{self._prefix}lock:{key}" if unlock else ""]
-        arguments = [self._ttl]
+        key = self._redis.key
+        keys = [key("lock", known.key)] if unlock else []
+        arguments = [self._ttl, int(unlock)]
         for variant, entry in entries.items():
-            keys.append(f"{self._prefix}entry:{key}" + (f":{variant}" if variant else ""))
+            keys.append(key("entry", known.key, *([variant] if variant else [])))
             arguments.append(generation + b"|" + entry)
-        client().script(STORE, keys, arguments)
+        self._redis.script(STORE, keys, arguments)
 
-    def invalidate(self, groups):
-        keys = [f"{self._prefix}group:{group}" for group in groups]
-        self._ask(INVALIDATE, keys, [_word(), GROUP_SECONDS])
+    def mark(self, groups):
+        """Keep what these groups show from being served or kept, until ``renew(mark, groups)``."""
+        mark = _word()
+        self._redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
+        return mark
 
-    @property
-    def behind(self):
-        """Whether Redis was away, and may hold what was changed meanwhile."""
-        return self._missed is not self._made_good
+    def renew(self, mark, groups):
+        self._redis.script(RENEW, self._groups(groups), _renewal(mark or ""))
 
-    def catch_up(self):
-        """After an outage make stale all that was kept before it. Raises Away during it."""
-        if self.behind:
-            missed = self._missed
-            self.invalidate([EVERYTHING])
-            self._made_good = missed
+    def _groups(self, groups):
+        key = self._redis.key
+        return [key("group", group) for group in groups]
 
-    def _ask(self, script, keys, arguments):
-        try:
-            return client().script(script, keys, arguments)
-        except RedisClient.Away:
-            self._missed = object()
-            raise
+    def _keys(self, known, encoding):
+        key = self._redis.key
+        entry = key("entry", known.key)
+        return [key("lock", known.key), f"{entry}:{encoding}" if encoding else entry, entry,
+                *self._groups(known.groups), key("group", EVERYTHING)]
+
+    def _arguments(self, known, limit=None):
+        return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0, _word(),
+                GROUP_SECONDS, int(BUSY_SECONDS * 1000) if known and known.dear else 0,
+                int(LEASE_SECONDS * 1000)]
+
+    def _keep_lease(self):
+        lease, life = self._redis.key("group", EVERYTHING), int(LEASE_SECONDS * 1000)
+        self._redis.ask(lambda redis_: redis_.pexpire(lease, life))
+
+    def _found(self, reply):
+        _, _, generation, state, *entry = reply
+        if entry:
+            return Found(generation, entry[0], state == 1)
+        return Found(generation or None, busy=state < 0)
 
 
 class MemoryBackend(BaseCache):
@@ -127,40 +222,57 @@ class MemoryBackend(BaseCache):
     def __init__(self, ttl=300):
         super().__init__(default_timeout=ttl)
         self._ttl, self._lock = ttl, threading.Lock()
-        self._words, self._entries, self._busy = {}, {}, {}
+        self._words, self._entries, self._busy, self._marks = {}, {}, {}, Counter()
 
     @classmethod
     def factory(cls, app, config, args, kwargs):
         return cls(config["CACHE_DEFAULT_TIMEOUT"])
 
-    def lookup(self, key, variant, groups):
-        now = time.monotonic()
+    def enter(self, limit, visits):
+        return [
+            (count, self.lookup(one.known, compression.choose(one.accepts)) if one.known else None)
+            for one, count in zip(visits, limit.count_all(visits), strict=True)
+        ]
+
+    def lookup(self, known, encoding):
+        now, key = time.monotonic(), known.key
         with self._lock:
-            generation = b",".join(self._words.setdefault(g, _word()) for g in groups)
-            for name in ((key, variant), (key, None)):
+            if any(self._marks[group] for group in known.groups):
+                return Found(None)
+            generation = b",".join(self._words.setdefault(g, _word()) for g in known.groups)
+            for name in ((key, encoding), (key, None)):
                 stored, ends, entry = self._entries.get(name, (None, 0, None))
                 if stored == generation and now < ends:
-                    return generation, entry, name[1] is not None, False
-            mine = self._busy.get(key, 0) < now
-            if mine:
+                    return Found(generation, entry, name[1] is not None)
+            busy = known.dear and self._busy.get(key, 0) > now
+            if known.dear and not busy:
                 self._busy[key] = now + BUSY_SECONDS
-            return generation, None, False, mine
+            return Found(generation, busy=busy)
 
-    def store(self, key, generation, entries, unlock=True):
+    def store(self, known, generation, entries, unlock=True):
         ends = time.monotonic() + self._ttl
         with self._lock:
             for variant, entry in entries.items():
-                self._entries.pop((key, variant), None)
-                self._entries[key, variant] = (generation, ends, entry)
+                self._entries.pop((known.key, variant), None)
+                self._entries[known.key, variant] = (generation, ends, entry)
             while len(self._entries) > self.LARGEST:
                 del self._entries[next(iter(self._entries))]
             if unlock:
-                self._busy.pop(key, None)
+                self._busy.pop(known.key, None)
 
-    def invalidate(self, groups):
+    def mark(self, groups):
+        with self._lock:
+            self._marks.update(groups)
+        return True
+
+    def renew(self, mark, groups):
         with self._lock:
             for group in groups:
                 self._words[group] = _word()
+                if mark and self._marks[group] > 1:
+                    self._marks[group] -= 1
+                elif mark:
+                    del self._marks[group]
 
 
 class NoBackend(BaseCache):
@@ -170,18 +282,118 @@ class NoBackend(BaseCache):
     def factory(cls, app, config, args, kwargs):
         return cls()
 
-    def lookup(self, key, variant, groups):
+    def enter(self, limit, visits):
+        return [(count, None) for count in limit.count_all(visits)]
+
+    def lookup(self, known, encoding):
         raise RedisClient.Away
 
-    def store(self, key, generation, entries, unlock=True):
-        pass
+    def mark(self, groups):
+        return None
 
-    def invalidate(self, groups):
+    def renew(self, mark, groups):
         pass
 
 
 BACKENDS = {"RedisCache": RedisBackend, "SimpleCache": MemoryBackend, "NullCache": NoBackend}
 cache = Cache()
+
+
+class Recent:
+    """What this process has computed of late, and what it is computing now.
+
+    An answer that is asked for once stays here; one that is asked for again goes to Redis. Whether
+    one is still true is for its generation to say, as ever.
+    """
+
+    def __init__(self):
+        self._kept, self._lock = OrderedDict(), threading.Lock()
+
+    def claim(self, key, generation):
+        """(slot, whether it is the caller's to fill) of a key and generation."""
+        with self._lock:
+            slot = self._kept.get(key)
+            if slot is not None and slot.generation == generation and not slot.failed:
+                self._kept.move_to_end(key)
+                return slot, False
+            slot = self._kept[key] = Slot(generation)
+            if len(self._kept) > RECENT:
+                self._kept.popitem(last=False)
+            return slot, True
+
+
+class Slot:
+    """An answer that one thread fills and others wait for."""
+
+    __slots__ = ("done", "entry", "failed", "generation", "stored")
+
+    def __init__(self, generation):
+        self.generation, self.entry, self.done = generation, None, threading.Event()
+        self.failed = self.stored = False
+
+    def fill(self, compute):
+        try:
+            self.entry = compute()
+            return self.entry
+        finally:
+            self.failed = self.entry is None
+            self.done.set()
+            self.done = None
+
+    def wait(self):
+        """The answer, or None if it doesn't come."""
+        if done := self.done:
+            done.wait(BUSY_SECONDS)
+        return self.entry
+
+
+class Learned:
+    """Which answers the URLs that were valid before ask for: the last few thousand."""
+
+    LARGEST = 4096
+
+    def __init__(self):
+        self._known = {}
+        self.singles = {}  # by the beginning of a path, its resources by id
+
+    def of(self, visit):
+        """The Known of a visit, or None."""
+        if visit.method not in ("GET", "HEAD"):
+            return None
+        path, query = visit.url
+        if not query:
+            start, _, number = path.rpartition("/")
+            single = self.singles.get(start)
+            if single and number.isdecimal() and number.isascii() and number[0] != "0" \
+                    and len(number) < 19:
+                return single(number)
+        return self._known.get(visit.url)
+
+    def learn(self, visit, known, route):
+        if len(self._known) >= self.LARGEST:
+            self._known.clear()
+        self._known[visit.url] = known._replace(route=route)
+
+
+class Single:
+    """Public resources at ``<path>/<id>``: each in a cache group of its own, and in ``others``.
+
+    ``find(id)`` is a resource's JSON, or raises a Problem. That is all there is to such an answer,
+    so the door gives it without Flask.
+    """
+
+    def __init__(self, name, path, find, *others):
+        self.name, self.path, self.find, self.others = name, path, find, others
+
+    def known(self, number, route=None):
+        key = f"{self.name}:{number}"
+        return Known(key, (key, *self.others), False, route, lambda: (self.find(number), ()))
+
+    def mount(self, app, prefix):
+        """Have the door know the resources below a prefix."""
+        start, routes = f"{prefix}{self.path}", app.url_map.iter_rules()
+        route = next(rule.rule for rule in routes if rule.rule.startswith(f"{start}/<id:"))
+        learned(app).singles[start] = lambda number: self.known(number, route)
 
 
 def init_app(app):
@@ -191,6 +403,12 @@ def init_app(app):
         "CACHE_DEFAULT_TIMEOUT": app.config["CACHE_TTL"],
         "CACHE_NO_NULL_WARNING": True,
     })
+    app.extensions["cache_learned"] = Learned()
+    app.extensions["cache_recent"] = Recent()
+
+
+def learned(app):
+    return app.extensions["cache_learned"]
 
 
 def key_of(resource, query):
@@ -199,77 +417,132 @@ def key_of(resource, query):
     return f"{resource}:{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}"
 
 
-def fetch(key, groups, compute, encoding=None):
+def fetch(known, compute, encoding=None, found=None):
     """(entry, whether it was found, whether it is compressed with ``encoding``).
 
-    An entry is bytes: a line about the answer, then its body. Of several who miss at once, on this
-    node or another, one runs ``compute``. What ``compute`` raises is not kept.
+    An entry is bytes: a line about the answer, then its body. Of several who miss at once one runs
+    ``compute``: one of this process, and for a dear answer one of all. What it raises is not kept.
+    ``found`` is what the door has looked up already.
     """
     backend = cache.cache
-    deadline = time.monotonic() + BUSY_SECONDS
     try:
-        while True:
-            generation, entry, encoded, mine = backend.lookup(key, encoding, groups)
-            if entry is not None or mine or time.monotonic() > deadline:
-                break
+        found = found or backend.lookup(known, encoding)
+        deadline = time.monotonic() + BUSY_SECONDS
+        while found.busy and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+            found = backend.lookup(known, encoding)
     except RedisClient.Away:
         return compute(), False, False
-    hit, new = entry is not None, {}
+    if found.generation is None:
+        return compute(), False, False
+    if not known.dear and found.entry is None:
+        return _fetch_cheap(known, found.generation, compute, encoding)
+    hit, entry, encoded, new = found.entry is not None, found.entry, found.encoded, {}
     try:
         if not hit:
             entry = new[None] = compute()
         if encoding and not encoded and len(entry) >= compression.MIN_SIZE:
-            head, body = entry.split(b"\n", 1)
-            entry = new[encoding] = head + b"\n" + compression.COMPRESS[encoding](body)
+            entry = new[encoding] = _compressed(entry, encoding)
             encoded = True
     finally:
         if new or not hit:
             with contextlib.suppress(RedisClient.Away):
-                backend.store(key, generation, new, unlock=not hit)
+                backend.store(known, found.generation, new, unlock=known.dear and not hit)
     return entry, hit, encoded
 
 
-def cached(key, groups, compute):
-    """The response at ``key``: from the cache, or made by ``compute() -> (text, headers)``."""
-    encoding = compression.wanted()
-    entry, hit, encoded = fetch(key, groups, lambda: _entry(*compute()), encoding)
-    head, body = entry.split(b"\n", 1)
-    tag, *headers = head.decode().split("\t")
-    response = tagged(body, tag, PUBLIC)
-    response.headers["Vary"] = "Accept-Encoding"
-    if encoded and response.status_code == 200:
-        response.headers["Content-Encoding"] = encoding
-    for header in headers:
+def _fetch_cheap(known, generation, compute, encoding):
+    """``fetch`` of an answer that is kept once it is asked for again."""
+    slot, mine = current_app.extensions["cache_recent"].claim(known.key, generation)
+    entry = slot.fill(compute) if mine else slot.wait()
+    hit = not mine and entry is not None
+    new = {None: entry if entry is not None else compute()}
+    encoded = encoding is not None and len(new[None]) >= compression.MIN_SIZE
+    if encoded:
+        new[encoding] = _compressed(new[None], encoding)
+    if (hit or len(new[None]) > RECENT_SIZE) and not slot.stored:
+        slot.stored, slot.entry = True, slot.entry if hit else None
+        with contextlib.suppress(RedisClient.Away):
+            cache.cache.store(known, generation, new, unlock=False)
+    return new[encoding if encoded else None], hit, encoded
+
+
+def cached(known, compute=None):
+    """The response of a Known: from the cache, or made by ``compute() -> (text, headers)``."""
+    here = visit()
+    status, headers, body = answer(here, known, compute or known.find)
+    if here.known is None and known.dear:
+        learned(current_app).learn(here, known, request.url_rule.rule)
+    return Response(body, status, headers=headers)
+
+
+def answer(visit, known, compute):
+    """(status, headers, body) of a Known, for a visit: from the cache, or made."""
+    encoding = compression.choose(visit.accepts)
+    found = visit.found if visit.known and visit.known.key == known.key else None
+    entry, hit, encoded = fetch(known, lambda: _entry(*compute()), encoding, found)
+    return render(visit, entry, encoding if encoded else None, hit)
+
+
+def render(visit, entry, encoding, hit):
+    """(status, headers, body) of an entry for a visit: 304 where it has the tag (RFC 9110, 13)."""
+    head, _, body = entry.partition(b"\n")
+    tag, *more = head.decode().split("\t")
+    headers = [("ETag", f'"{tag}"'), ("Cache-Control", PUBLIC), ("Vary", "Accept-Encoding"),
+               ("X-Cache", "hit" if hit else "miss")]
+    for header in more:
         name, _, value = header.partition(":")
-        response.headers[name] = value
-    response.headers["X-Cache"] = "hit" if hit else "miss"
-    return response
+        headers.append((name, value))
+    asked = visit.environ.get("HTTP_IF_NONE_MATCH")
+    if asked and parse_etags(asked).contains_weak(tag):
+        return "304 NOT MODIFIED", headers, b""
+    if encoding:
+        headers.append(("Content-Encoding", encoding))
+    headers += ("Content-Type", "application/json"), ("Content-Length", str(len(body)))
+    return "200 OK", headers, body
+
+
+def change(conn, *groups):
+    """Within a write's transaction, as its last step: what it changes belongs to these groups.
+
+    They are marked now, and renewed once the transaction is stored or undone. While Redis is away
+    the writer's answer waits until what it kept can't be served any more: LEASE_SECONDS at most
+    from the moment on at which it went away.
+    """
+    backend, mark = cache.cache, None
+    with contextlib.suppress(RedisClient.Away):
+        mark = backend.mark(groups)
+
+    def renew(known_outcome):
+        if not known_outcome and mark:
+            return  # it may be stored yet: the mark has to outlive it
+        try:
+            backend.renew(mark, groups)
+        except RedisClient.Away:
+            if mark is None:
+                _outwait()
+    conn.after.append(renew)
 
 
 def invalidate(*groups):
-    """Make every entry of these groups stale, everywhere, before this returns.
-
-    While Redis is away nobody is served from it either. Whoever finds it back first makes all stale
-    that it kept; a thread sees to it for nodes that have not noticed.
-    """
+    """Make every entry of these groups stale, everywhere, before this returns."""
     try:
-        cache.cache.invalidate(groups)
+        cache.cache.renew(None, groups)
     except RedisClient.Away:
-        app = current_app._get_current_object()
-        threading.Thread(target=_catch_up_later, args=(app,), daemon=True).start()
+        _outwait()
 
 
-def _catch_up_later(app):
-    with app.app_context():
-        backend = cache.cache
-        # One thread is enough; of two that think so, the other looks again when it lets go.
-        while backend.behind and backend.catching_up.acquire(blocking=False):
-            while backend.behind:
-                time.sleep(0.25)
-                with contextlib.suppress(RedisClient.Away):
-                    backend.catch_up()
-            backend.catching_up.release()
+def _outwait():
+    """Wait until nobody can be served from a Redis that is away: its lease has run out by then, or
+    it is back and this process has made everything stale that it kept."""
+    redis_client = client()
+    since = redis_client.away_since or time.monotonic()
+    redis_client.wait(since + LEASE_SECONDS + 0.2 - time.monotonic())
+
+
+def _compressed(entry, encoding):
+    head, _, body = entry.partition(b"\n")
+    return head + b"\n" + compression.COMPRESS[encoding](body)
 
 
 def _entry(text, headers=()):
@@ -277,6 +550,10 @@ def _entry(text, headers=()):
     body = text.encode()
     line = "\t".join([etag_of(body), *(f"{name}:{value}" for name, value in headers)])
     return line.encode() + b"\n" + body
+
+
+def _renewal(mark=""):
+    return [mark, 0, _word(), GROUP_SECONDS]
 
 
 def _word():

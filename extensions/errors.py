@@ -5,14 +5,15 @@
 """
 import json
 import logging
-import os
 from urllib.parse import quote
 
 import psycopg
 import psycopg_pool
-from flask import Response, g, request
+from flask import Response, request
 from psycopg import errors as pg
 from werkzeug.exceptions import HTTPException
+
+from extensions.visit import visit
 
 log = logging.getLogger("shopfront.errors")
 PATH_SAFE = "/:@!$&'()*+,;=~"  # RFC 3986, pchar
@@ -55,6 +56,8 @@ PROBLEMS = {
         "This part of version 1 has ended. Use the successor that the Link header names."),
     "precondition_failed": (412, "Precondition failed",
         "The resource has changed since you read its ETag. Read it again, then repeat the change."),
+    "request_timeout": (408, "Request timeout",
+        "The request did not arrive whole in time. Send it again, in one go."),
     "payload_too_large": (413, "Payload too large", "The body is over the limit of 10 MB."),
     "unsupported_media_type": (415, "Unsupported media type",
         "Send application/json, or a form where the body is flat."),
@@ -76,7 +79,8 @@ PROBLEMS = {
 BY_STATUS = {
     400: "bad_request", 401: "authentication_required", 403: "forbidden", 404: "not_found",
     405: "method_not_allowed", 406: "not_acceptable", 409: "conflict", 410: "gone",
-    412: "precondition_failed", 413: "payload_too_large", 415: "unsupported_media_type",
+    408: "request_timeout", 412: "precondition_failed", 413: "payload_too_large",
+    415: "unsupported_media_type",
     422: "validation_failed", 428: "precondition_required", 429: "rate_limited",
     503: "unavailable", 504: "timeout",
 }
@@ -114,33 +118,21 @@ def invalid(field, message, where="body"):
     return Problem("validation_failed", "1 field is not valid.", [(field, where, message)])
 
 
-def before_wsgi(status):
-    """The bytes of a whole HTTP response to a request that gunicorn could not parse."""
-    code = "bad_request" if status < 500 or status == 501 else "internal_error"
-    number, title, meaning = PROBLEMS[code]
-    request_id = os.urandom(16).hex()
-    body = json.dumps({
-        "type": f"/problems/{code}", "title": title, "status": number, "detail": meaning,
-        "instance": "/", "code": code, "request_id": request_id, "error": title,
-    })
-    return (
-        f"HTTP/1.1 {number} {title}\r\nConnection: close\r\nX-Request-ID: {request_id}\r\n"
-        "Content-Type: application/problem+json\r\nX-Content-Type-Options: nosniff\r\n"
-        f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    ).encode()
-
-
 def init_app(app):
     app.register_error_handler(Exception, respond)
 
 
 def respond(error):
     """The response for any exception."""
-    problem = error if isinstance(error, Problem) else _problem(error)
-    return _response(problem)
+    here = visit()
+    status, headers, body = render(problem_of(error), here.shown_path, here.id)
+    return Response(body, status, headers=headers)
 
 
-def _problem(error):
+def problem_of(error):
+    """The Problem that an exception is to its client."""
+    if isinstance(error, Problem):
+        return error
     if isinstance(error, HTTPException):
         return _from_http(error)
     if isinstance(error, psycopg.Error):
@@ -183,24 +175,25 @@ def _from_database(error):
     return Problem("internal_error")
 
 
-def _response(problem):
+def render(problem, path, request_id):
+    """(status, headers, body) of a problem: RFC 9457, as application/problem+json."""
     status, title, meaning = PROBLEMS[problem.code]
     body = {
         "type": f"/problems/{problem.code}", "title": title, "status": status,
-        "detail": problem.detail or meaning, "instance": quote(request.path, safe=PATH_SAFE),
-        "code": problem.code, "request_id": g.get("request_id"), "error": title,
+        "detail": problem.detail or meaning, "instance": quote(path, safe=PATH_SAFE),
+        "code": problem.code, "request_id": request_id, "error": title,
     }
     if problem.details:  # whose fields may be names that the client made up, of any length
         body["details"] = [
             {"field": field[:500], "in": where, "message": message}
             for field, where, message in problem.details[:100]
         ]
-    response = Response(json.dumps(body), status, content_type="application/problem+json")
-    response.headers["Cache-Control"] = "no-store"
-    response.headers.update(problem.headers)
+    body = json.dumps(body).encode()
+    headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(body))),
+               ("Cache-Control", "no-store"), *problem.headers.items()]
     if status == 401:
         challenge = "Bearer"
         if problem.code in ("token_expired", "token_revoked"):
             challenge = f'Bearer error="invalid_token", error_description="{title}"'  # RFC 6750
-        response.headers["WWW-Authenticate"] = challenge
-    return response
+        headers.append(("WWW-Authenticate", challenge))
+    return f"{status} {title}", headers, body

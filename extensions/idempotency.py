@@ -22,7 +22,7 @@ def idempotent(view):
     """Give a view, called as ``view(self, conn, data)``, a transaction and, with a key, a memory.
 
     The view returns ``(json_text, location)`` of what it made, or raises a Problem, which is not
-    kept. Something may be left to do after the commit: a callable as a third member.
+    kept.
     """
     @functools.wraps(view)
     def wrapper(self, data, **kwargs):
@@ -32,12 +32,10 @@ def idempotent(view):
                 digest = _digest(key, data)
                 if stored := _earlier(conn, key, digest):
                     return stored
-            text, location, *after = view(self, conn, data, **kwargs)
+            text, location = view(self, conn, data, **kwargs)
             if key is not None:
                 queries.keep(conn, user_id=g.caller["id"], key=key, request_hash=digest,
                              status=201, location=location, body=text)
-        for step in after:
-            step()
         return answer(text, 201, location=location)
     wrapper.idempotent = True
     return wrapper

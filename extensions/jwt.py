@@ -17,6 +17,7 @@ from flask_jwt_extended import JWTManager, create_access_token, create_refresh_t
 import db
 from extensions import arguments
 from extensions.errors import Problem
+from extensions.visit import visit
 
 ALGORITHM = "HS256"
 ISSUER = AUDIENCE = "shopfront"
@@ -119,6 +120,7 @@ def authenticate():
         if caller["idle"]:
             queries.touch(conn, session_id=claims["sid"])
     g.caller = caller
+    visit().caller_id = caller["id"]
     return caller
 
 

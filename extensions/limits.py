@@ -1,35 +1,36 @@
 """Rate limits: flask-limiter's window and storage, asked with one round trip to Redis.
 
 flask-limiter resolves anew for each request which limits apply, which costs more than the limit
-itself. Here a limit is counted where it is named: one for all of /api, and stricter ones by the
-decorators ``@login`` and ``@registration``. While Redis is away each process counts for itself.
+itself. Here a limit is counted where it is named: one for all of /api, at the door, and stricter
+ones by the decorators ``@login`` and ``@registration``. While Redis is away each process counts
+for itself.
 """
 import functools
 import time
 
-from flask import current_app, g, request
+from flask import current_app
 from flask_limiter import Limiter
 from limits import parse
 from limits.storage import MemoryStorage, Storage
 
 from extensions.errors import Problem
-from extensions.headers import add_header
 from extensions.redis_client import RedisClient, client
+from extensions.visit import visit
 
 # Count and remaining life in one answer. A key without an end, however it came to be, gets one.
 COUNT = """
-local count = redis.call('INCRBY', KEYS[1], ARGV[1])
+local count = redis.call('INCRBY', KEYS[1], 1)
 local left = redis.call('PTTL', KEYS[1])
 if left < 0 then
-    redis.call('PEXPIRE', KEYS[1], ARGV[2])
-    left = tonumber(ARGV[2])
+    redis.call('PEXPIRE', KEYS[1], ARGV[1])
+    left = tonumber(ARGV[1])
 end
-return {count, left}
 """
+_COUNT = COUNT + "return {count, left}"
 
 
-class OneRoundTrip(Storage):
-    """A storage for ``limits`` that asks Redis once and remembers the answer for the headers."""
+class Counters(Storage):
+    """A storage for ``limits`` whose one round trip brings the count and the time left."""
 
     STORAGE_SCHEME = ["shopfront"]
 
@@ -43,19 +44,22 @@ class OneRoundTrip(Storage):
 
     def incr(self, key, expiry, amount=1):
         try:
-            count, left = client().script(COUNT, [key], [amount, expiry * 1000])
-            ends = time.time() + left / 1000
+            counted = client().script(_COUNT, [client().key(key)], [expiry * 1000])
         except RedisClient.Away:
-            count = self._memory.incr(key, expiry, amount)
-            ends = self._memory.get_expiry(key)
-        g.limit_state = (count, ends)
-        return count
+            counted = self.incr_here(key, expiry)
+        visit().counted = counted
+        return counted[0]
+
+    def incr_here(self, key, expiry):
+        """(count, milliseconds left) in this process, for as long as Redis is away."""
+        count = self._memory.incr(key, expiry)
+        return count, max(0, self._memory.get_expiry(key) - time.time()) * 1000
 
     def get(self, key):
-        return g.limit_state[0]
+        return visit().counted[0]
 
     def get_expiry(self, key):
-        return g.limit_state[1]
+        return time.time() + visit().counted[1] / 1000
 
     def check(self):
         return True
@@ -67,57 +71,83 @@ class OneRoundTrip(Storage):
         raise NotImplementedError
 
 
-def address():
-    """The client's address: the peer's, or what TRUSTED_PROXIES makes of it."""
-    return request.remote_addr or "unknown"
+limiter = Limiter(lambda: visit().address, storage_uri="shopfront://")
 
 
-limiter = Limiter(address, storage_uri="shopfront://")
+class Limit:
+    """One limit: so many requests of an address in a window of time."""
+
+    def __init__(self, name, text, redis_client):
+        self.name, self.item, self._redis = name, parse(text), redis_client
+        self.amount, self.seconds = self.item.amount, self.item.get_expiry()
+        self.policy = f'"{name}";q={self.amount};w={self.seconds}'
+
+    def count(self, visit):
+        """Count a visit, with a call of its own. Raises 429 where the limit is used up."""
+        limiter.limiter.hit(self.item, self.name, visit.address)
+        self.note(visit, *visit.counted)
+
+    def key(self, visit):
+        """Where a visit is counted."""
+        return self._redis.key(self.item.key_for(self.name, visit.address))
+
+    def count_all(self, visits):
+        """[(count, milliseconds left)] of visits, with one call to Redis."""
+        return self._redis.scripts(_COUNT, [([self.key(v)], [self.seconds * 1000]) for v in visits])
+
+    def count_here(self, visit):
+        """(count, milliseconds left) in this process, for as long as Redis is away."""
+        return limiter.storage.incr_here(self.item.key_for(self.name, visit.address), self.seconds)
+
+    def note(self, visit, count, left):
+        """Remember what was counted, for the headers. Raises 429 where the limit is used up."""
+        state = State(self, max(0, self.amount - count), left / 1000)
+        visit.limits.append(state)
+        if count > self.amount:
+            raise Problem("rate_limited", headers={"Retry-After": str(max(1, state.wait))})
+
+
+class State:
+    """What is left of a limit, for how many whole seconds."""
+
+    __slots__ = ("ends", "left", "limit", "wait")
+
+    def __init__(self, limit, left, seconds):
+        self.limit, self.left = limit, left
+        self.wait = int(seconds + 0.999)
+        self.ends = int(time.time() + seconds + 0.999)
+
+
+def headers(states):
+    """What is left: RateLimit (draft-ietf-httpapi-ratelimit-headers), and the older X- headers for
+    whichever limit is tightest."""
+    tightest = states[0] if len(states) == 1 else min(states, key=lambda state: state.left)
+    return [
+        ("RateLimit-Policy", ", ".join([s.limit.policy for s in states])),
+        ("RateLimit", ", ".join([f'"{s.limit.name}";r={s.left};t={s.wait}' for s in states])),
+        ("X-RateLimit-Limit", str(tightest.limit.amount)),
+        ("X-RateLimit-Remaining", str(tightest.left)),
+        ("X-RateLimit-Reset", str(tightest.ends)),
+    ]
+
+
 SETTINGS = {"api": "RATE_LIMIT", "login": "LOGIN_RATE_LIMIT", "registration": "REGISTER_RATE_LIMIT"}
 
 
 def init_app(app):
+    # flask-limiter leaves its hooks out where it finds itself bound already.
+    app.extensions.setdefault("limiter", set()).add(limiter)
     limiter.init_app(app)
-    app.before_request_funcs[None].remove(limiter._check_request_limit)
-    app.after_request_funcs[None].pop()
-    app.teardown_request_funcs[None].pop()
     app.extensions["limits"] = {
-        name: parse(app.config[setting]) for name, setting in SETTINGS.items()
+        name: Limit(name, app.config[setting], app.extensions["redis_client"])
+        for name, setting in SETTINGS.items()
     }
-
-    @app.before_request
-    def count_api():
-        if request.path.startswith("/api/") and request.method != "OPTIONS":
-            count("api")
-
-
-def count(name):
-    """Count the request against a limit. Raises 429 where it is used up.
-
-    Either way the headers say what is left: RateLimit (draft-ietf-httpapi-ratelimit-headers), and
-    the older X- ones for whichever limit is tightest.
-    """
-    item = current_app.extensions["limits"][name]
-    allowed = limiter.limiter.hit(item, name, address())
-    used, ends = g.limit_state
-    left, wait = max(0, item.amount - used), max(0, int(ends - time.time() + 0.999))
-    state = g.setdefault("limits", [])
-    state.append((left, item.amount, int(ends + 0.999), f'"{name}";r={left};t={wait}',
-                  f'"{name}";q={item.amount};w={item.get_expiry()}'))
-    tightest = min(state)
-    add_header("RateLimit-Policy", ", ".join(s[4] for s in state))
-    add_header("RateLimit", ", ".join(s[3] for s in state))
-    add_header("X-RateLimit-Limit", str(tightest[1]))
-    add_header("X-RateLimit-Remaining", str(tightest[0]))
-    add_header("X-RateLimit-Reset", str(tightest[2]))
-    if not allowed:
-        raise Problem("rate_limited", headers={"Retry-After": str(max(1, wait))})
 
 
 def _limited(name, view):
     @functools.wraps(view)
     def wrapper(*args, **kwargs):
-        count(name)
+        current_app.extensions["limits"][name].count(visit())
         return view(*args, **kwargs)
     return wrapper
 

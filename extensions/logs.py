@@ -3,6 +3,7 @@
 Any number of processes write one file. Each line is one write to a descriptor opened with O_APPEND,
 which the kernel doesn't split; whoever finds the file too large renames it under a lock.
 """
+import collections
 import contextlib
 import fcntl
 import gzip
@@ -15,14 +16,15 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from select import PIPE_BUF
 
-from flask import g, has_request_context, request
+from extensions.visit import visit
 
 MAX_BYTES = 20 * 1024 * 1024
 KEEP_DAYS = 14
 SKIP = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "line"}
 
-access = logging.getLogger("shopfront.access")
+log = logging.getLogger("shopfront.logs")
 security = logging.getLogger("shopfront.security")
 
 
@@ -42,8 +44,8 @@ class Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname, "logger": record.name, "message": record.getMessage(),
         }
-        if has_request_context() and "request_id" in g:
-            line["request_id"] = g.request_id
+        if here := visit():
+            line["request_id"] = here.id
         line |= {k: v for k, v in vars(record).items() if k not in SKIP}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -61,15 +63,18 @@ class SharedFile(logging.Handler):
 
     def emit(self, record):
         try:
-            line = self.format(record).encode() + b"\n"
-            # Looked at before the write: a renamed file is packed soon, and takes no more lines.
-            if self._file is None or self._renamed():
-                self._open()
-            os.write(self._file, line)
-            if os.fstat(self._file).st_size >= self.max_bytes or time.time() // 86400 > self._day:
-                self._rotate()
+            self.write(self.format(record).encode() + b"\n")
         except OSError:
             self.handleError(record)
+
+    def write(self, lines):
+        """Append whole lines. The caller holds the handler's lock."""
+        # Looked at before the write: a renamed file is packed soon, and takes no more lines.
+        if self._file is None or self._renamed():
+            self._open()
+        os.write(self._file, lines)
+        if os.fstat(self._file).st_size >= self.max_bytes or time.time() // 86400 > self._day:
+            self._rotate()
 
     def _open(self):
         if self._file is not None:
@@ -115,7 +120,71 @@ def _pack(path, old):
 
 # What no line shows is not looked up for every line (logging's HOWTO, "Optimization").
 logging._srcfile = None
-logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+class Access:
+    """The access log: a line for each request, written without the logging module's machinery.
+
+    Lines look like all others and go where they go. ``note`` makes one, ``flush`` writes all that
+    wait: one write for as many requests as were answered together.
+    """
+
+    def __init__(self, stream, files):
+        self._stream, self._files, self._lines = stream, files, collections.deque()
+        self._second, self._stamp = 0, ""
+
+    def note(self, visit, status):
+        """Keep a line until the next ``flush``."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second
+        agent, path = visit.environ.get("HTTP_USER_AGENT"), visit.shown_path
+        self._lines.append(
+            f'{{"time": "{self._stamp}.{int(now % 1 * 1000):03d}+00:00", "level": "INFO", '
+            f'"logger": "shopfront.access", "message": {_quoted(f"{visit.method} {path}")}, '
+            f'"request_id": "{visit.id}", "method": {_quoted(visit.method)}, '
+            f'"path": {_quoted(path)}, "status": {status}, '
+            f'"milliseconds": {(time.perf_counter() - visit.started) * 1000:.2f}, '
+            f'"address": {_quoted(visit.address)}, '
+            f'"user_agent": {"null" if agent is None else _quoted(agent)}, '
+            f'"user_id": {"null" if visit.caller_id is None else visit.caller_id}}}\n')
+
+    def flush(self):
+        lines = []
+        with contextlib.suppress(IndexError):  # of threads that flush at once each line has one
+            while True:
+                lines.append(self._lines.popleft())
+        if not lines:
+            return
+        data = "".join(lines).encode()
+        try:
+            if len(data) <= PIPE_BUF:
+                self._stream.buffer.write(data)
+                self._stream.flush()
+            else:  # a pipe takes this much in one piece, and other processes write to it, too
+                for line in lines:
+                    self._stream.buffer.write(line.encode())
+                    self._stream.flush()
+            for file in self._files:
+                with file.lock:
+                    file.write(data)
+        except OSError as error:  # a full disk is no reason to serve nobody
+            log.error("the access log can't be written: %s", error)
+
+
+_quoted = json.encoder.encode_basestring_ascii
+
+
+class NoAccess:
+    """In place of Access where LOG_LEVEL leaves its lines out."""
+
+    def note(self, visit, status):
+        pass
+
+    def flush(self):
+        pass
 
 
 def init_app(app):
@@ -132,24 +201,11 @@ def init_app(app):
         handler.setFormatter(Json())
     root.handlers = handlers
     security.setLevel(logging.INFO)  # whatever else is left out
-
-    @app.before_request
-    def start():
-        g.started = time.perf_counter()
-
-    @app.after_request
-    def note(response):
-        asked, known = request._get_current_object(), g._get_current_object()
-        caller = known.get("caller")
-        access.info("%s %s", asked.method, asked.path, extra={
-            "method": asked.method, "path": asked.path, "status": response.status_code,
-            "milliseconds": round((time.perf_counter() - known.started) * 1000, 2),
-            "address": asked.remote_addr, "user_agent": asked.environ.get("HTTP_USER_AGENT"),
-            "user_id": caller and caller["id"],
-        })
-        return response
+    app.extensions["access_log"] = (
+        Access(sys.stdout, handlers[1:2]) if root.isEnabledFor(logging.INFO) else NoAccess()
+    )
 
 
 def event(name, **facts):
     """A security event: who, from where; never a password, a token or a hash."""
-    security.info(name, extra={"event": name, "address": request.remote_addr, **facts})
+    security.info(name, extra={"event": name, "address": visit().address, **facts})

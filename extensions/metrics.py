@@ -4,7 +4,7 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from flask import Response, current_app, g, request
+from flask import Response, current_app, request
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
@@ -35,15 +35,6 @@ def init_app(app):
     if not app.config["METRICS_TOKEN"]:
         return
 
-    @app.after_request
-    def count(response):
-        route = request.url_rule.rule if request.url_rule else "none"
-        REQUESTS.labels(request.method, route, response.status_code).inc()
-        SECONDS.labels(route).observe(time.perf_counter() - g.started)
-        if result := response.headers.get("X-Cache"):
-            CACHE.labels(result).inc()
-        return response
-
     @app.get("/metrics")
     @public
     def metrics():
@@ -59,12 +50,22 @@ def init_app(app):
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
-def deprecated_requests(method, caller):
+def count(visit, status, headers):
+    """Count an answer, as its headers leave."""
+    route = visit.route or "none"
+    REQUESTS.labels(visit.method, route, status[:3]).inc()
+    SECONDS.labels(route).observe(time.perf_counter() - visit.started)
+    for name, value in headers:
+        if name == "X-Cache":
+            CACHE.labels(value).inc()
+            break
+
+
+def count_deprecated(visit):
     """Count a use of a deprecated route; log it once for each client and day."""
-    route = request.url_rule.rule if request.url_rule else request.path
-    if current_app.config["METRICS_TOKEN"]:
-        DEPRECATED.labels(route, method).inc()
-    client = caller["id"] if caller else request.remote_addr
+    route = visit.route or visit.path
+    DEPRECATED.labels(route, visit.method).inc()
+    client = visit.caller_id or visit.address
     today = datetime.now(UTC).date()
     if _told.get(client) != today:
         if len(_told) > 10000:

@@ -307,7 +307,8 @@ class Operation:
         if self.view.access == "admin":
             codes.add("forbidden")
         if "requestBody" in self.said:
-            codes |= {"malformed_json", "unsupported_media_type", "payload_too_large"}
+            codes |= {"malformed_json", "unsupported_media_type", "payload_too_large",
+                      "request_timeout"}
         if self.conditional:
             codes |= {"precondition_failed", "precondition_required"}
         if self.idempotent:

@@ -62,7 +62,8 @@ class Page:
             return count(how == "estimated")
         key = cache.key_of(f"count:{resource}", {k: v for k, v in self.kept.items()
                                               if k not in ("sort", "order")})
-        entry, _, _ = cache.fetch(key, groups, lambda: b"%d" % count(False))
+        known = cache.Known(key, groups)
+        entry, _, _ = cache.fetch(known, lambda: b"%d" % count(False))
         return int(entry)
 
     def render(self, rows, total, next_cursor):

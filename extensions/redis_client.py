@@ -1,7 +1,8 @@
-"""Redis as something that may be away: short time-outs, then a pause before it is asked again."""
+"""Redis as something that may be away: short time-outs, and nobody waits for it twice."""
 import functools
 import hashlib
 import logging
+import os
 import threading
 import time
 
@@ -15,7 +16,7 @@ from db import embedded_urls
 log = logging.getLogger("shopfront.redis")
 
 TIMEOUT = 0.1  # seconds that one call may take
-PAUSE = 1.0  # seconds in which nobody asks after a call failed
+BEAT = 0.25  # seconds between two heartbeats
 
 
 @functools.cache
@@ -26,85 +27,143 @@ def _digest(source):
 class RedisClient:
     """redis-py behind a circuit breaker.
 
-    ``ask(work)`` returns ``work(client)``, or raises Away at once while Redis is known to be away.
-    One thread at a time finds out whether it is back.
+    A call that fails opens it: from then on every call raises Away at once. A thread of its own
+    asks four times a second whether Redis is back, calls ``on_return`` and closes it. While all is
+    well the same thread calls ``on_beat``.
     """
 
     class Away(Exception):
         """Redis does not answer. Do without."""
 
-    def __init__(self, url):
+    def __init__(self, url, prefix):
         self._url = url
-        self._client = None
+        self._tag = f"{{{prefix}}}:"  # one hash slot: a script's keys must share one in a cluster
+        self._client = self._pid = self._beater = None
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._away_until = 0.0
+        self._here = threading.Event()
+        self._here.set()
+        self.away_since = None
+        self.on_beat = self.on_return = lambda: None
 
     @property
     def away(self):
-        return self._away_until > 0
+        return self.away_since is not None
+
+    def key(self, *parts):
+        """A key of this shop."""
+        return self._tag + ":".join(parts)
 
     def ask(self, work):
-        if self._away_until:
-            with self._lock:
-                if time.monotonic() < self._away_until:
-                    raise self.Away
-                if self._away_until:  # ours to probe; the others go on waiting meanwhile
-                    self._away_until = time.monotonic() + PAUSE
+        """``work(redis)``. Raises Away."""
+        if self._pid != os.getpid():
+            self._start()
+        if self.away_since is not None and threading.get_ident() != self._beater:
+            raise self.Away
         try:
-            result = work(self._client or self._connect())
+            return work(self._client)
         except redis.RedisError as error:  # one that refuses (MISCONF, NOREPLICAS) is away, too
-            if not self._away_until:
-                log.warning("Redis is away: %s: %s", type(error).__name__, error)
-            self._away_until = time.monotonic() + PAUSE
+            self._leave(error)
             raise self.Away from None
-        if self._away_until:
-            log.warning("Redis is back")
-            self._away_until = 0.0
-        return result
 
     def script(self, source, keys, arguments):
         """Run a Lua script: one round trip. Raises Away."""
-        words = ["EVALSHA", _digest(source), len(keys), *keys, *arguments]
+        return self.scripts(source, [(keys, arguments)])[0]
+
+    def scripts(self, source, calls):
+        """Run a Lua script for each ``(keys, arguments)``, all in one round trip. Raises Away."""
+        commands = [["EVALSHA", _digest(source), len(keys), *keys, *arguments]
+                    for keys, arguments in calls]
 
         def run(redis_):
-            try:
-                return self._talk(redis_, words)
-            except redis.exceptions.NoScriptError:
-                return self._talk(redis_, ["EVAL", source, *words[2:]])
+            replies = self._talk(redis_, commands)
+            if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+                redis_.script_load(source)
+                replies = self._talk(redis_, commands)
+            for reply in replies:
+                if isinstance(reply, redis.RedisError):
+                    raise reply
+            return replies
         return self.ask(run)
 
-    def _talk(self, redis_, words):
-        # A connection a thread, and none of redis-py's way there and back: half of a call's time.
+    def wait(self, seconds):
+        """Wait until Redis is there, ``seconds`` at most. Whether it is."""
+        return self._here.wait(max(0, seconds))
+
+    def _leave(self, error):
+        with self._lock:
+            if self.away_since is None:
+                self._here.clear()
+                self.away_since = time.monotonic()
+                log.warning("Redis is away: %s: %s", type(error).__name__, error)
+
+    def _talk(self, redis_, commands):
+        # A connection for each thread, without redis-py's command layer: half of a call's time.
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = redis_.connection_pool.make_connection()
-        try:
-            connection.send_command(*words)
-            return connection.read_response()
-        except redis.ConnectionError:
-            # What a restart of the server leaves behind; a new connection knows better.
-            connection.disconnect()
-            connection.send_command(*words)
-            return connection.read_response()
+        packed = connection.pack_commands(commands)
+        for last in (False, True):
+            try:
+                connection.send_packed_command(packed)
+                return [_reply(connection) for _ in commands]
+            except redis.RedisError as error:
+                connection.disconnect()  # replies that are still to come belong to nobody
+                # A restart of the server leaves dead connections behind; a new one knows better.
+                if last or not isinstance(error, redis.ConnectionError):
+                    raise
+        return None
 
-    def _connect(self):
+    def _start(self):
+        """What each process has of its own: connections, and the thread that beats."""
         with self._lock:
-            if self._client is None:
-                self._client = redis.Redis.from_url(
-                    self._url() if callable(self._url) else self._url,
-                    socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT,
-                    # A connection that the server closed while idle is replaced without a word.
-                    retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionResetError,
-                                                                  BrokenPipeError)),
-                    health_check_interval=0, max_connections=1000, protocol=2,
-                )
-        return self._client
+            if self._pid == os.getpid():
+                return
+            self._client = redis.Redis.from_url(
+                self._url() if callable(self._url) else self._url,
+                socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT,
+                # A connection that the server closed while idle is replaced without a word.
+                retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionResetError,
+                                                              BrokenPipeError)),
+                health_check_interval=0, max_connections=1000, protocol=2,
+            )
+            self._local = threading.local()
+            threading.Thread(target=self._beat, daemon=True, name="redis-beat").start()
+            self._pid = os.getpid()
+
+    def _beat(self):
+        self._beater = threading.get_ident()
+        while True:
+            time.sleep(BEAT)
+            try:
+                if self.away_since is None:
+                    self.on_beat()
+                else:
+                    self._return()
+            except self.Away:
+                pass
+            except Exception:
+                log.exception("the Redis heartbeat failed")
+
+    def _return(self):
+        """Close the breaker if Redis answers, and only after ``on_return`` has been heard."""
+        self.ask(lambda redis_: redis_.ping())
+        self.on_return()
+        log.warning("Redis is back after %.1f s", time.monotonic() - self.away_since)
+        self.away_since = None
+        self._here.set()
+
+
+def _reply(connection):
+    try:
+        return connection.read_response(disconnect_on_error=False)
+    except redis.ResponseError as refused:
+        return refused
 
 
 def init_app(app):
     app.extensions["redis_client"] = RedisClient(
-        app.config["REDIS_URL"] or (lambda: embedded_urls(app)[1])
+        app.config["REDIS_URL"] or (lambda: embedded_urls(app)[1]), app.config["REDIS_PREFIX"]
     )
 
 

@@ -66,6 +66,12 @@ def mail_server(value):
     return value
 
 
+def prefix(value):
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", value):
+        raise ValueError("must be 1 to 64 of letters, digits, '_', '.', ':' and '-'")
+    return value
+
+
 def instant(value):
     moment = datetime.fromisoformat(value)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -89,6 +95,8 @@ SETTINGS = (
             "PostgreSQL, as a libpq URL; several hosts may be named. Empty: the embedded one"),
     Setting("DATABASE_READ_URL", "", text, "a replica for reports. Empty: `DATABASE_URL`"),
     Setting("REDIS_URL", "", text, "Redis or Valkey. Empty: the embedded one"),
+    Setting("REDIS_PREFIX", "shopfront", prefix,
+            "the hash tag of every key, so that two shops can share one Redis"),
     Setting("JWT_SECRET_KEY", "", text,
             "signs tokens and cursors, 32 bytes or more. Empty in development: made once and kept "
             "under `instance/`"),

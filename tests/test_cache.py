@@ -263,21 +263,24 @@ def test_a_slow_reader_brings_nothing_old_back(app):
         cache.invalidate(group)  # by a write that begins and ends while this reader still reads
         return b"old"
     with app.app_context():
-        assert cache.fetch(key, [group], slow)[:2] == (b"old", False)
-        assert cache.fetch(key, [group], lambda: b"new")[:2] == (b"new", False)
-        assert cache.fetch(key, [group], lambda: b"newer")[:2] == (b"new", True)
+        for dear in (True, False):
+            known = cache.Known(f"{key} {dear}", (group,), dear)
+            assert cache.fetch(known, slow)[:2] == (b"old", False)
+            assert cache.fetch(known, lambda: b"new")[:2] == (b"new", False)
+            assert cache.fetch(known, lambda: b"newer")[:2] == (b"new", True)
 
 
 def test_a_reader_who_fails_leaves_the_others_to_it(app):
-    key = unique("key")
     def fail():
         raise LookupError
-    with app.app_context():
-        with pytest.raises(LookupError):
-            cache.fetch(key, ["group"], fail)
-        before = time.monotonic()
-        assert cache.fetch(key, ["group"], lambda: b"fine")[:2] == (b"fine", False)
-        assert time.monotonic() - before < 0.5
+    for dear in (True, False):
+        known = cache.Known(unique("key"), ("group",), dear)
+        with app.app_context():
+            with pytest.raises(LookupError):
+                cache.fetch(known, fail)
+            before = time.monotonic()
+            assert cache.fetch(known, lambda: b"fine")[:2] == (b"fine", False)
+            assert time.monotonic() - before < 0.5
 
 
 # What must not be kept
@@ -349,7 +352,7 @@ def test_garbage_in_redis_is_a_miss(client, memory, shelf, fill, kept, ruin):
     mine = shelf()
     expected = [client.get(path).json for path in (mine.one, mine.list, mine.page)]
     fill(mine.one, mine.list, mine.page)
-    for key in memory.keys("cache:*"):
+    for key in memory.keys("{shopfront}:[eg]*"):
         ruin(memory, key)
     try:
         for path, body in zip((mine.one, mine.list, mine.page), expected, strict=True):
@@ -358,7 +361,7 @@ def test_garbage_in_redis_is_a_miss(client, memory, shelf, fill, kept, ruin):
             assert response.json == body
             assert kept(path)
     finally:
-        memory.delete(*memory.keys("cache:*"))
+        memory.delete(*memory.keys("{shopfront}:[eg]*"))
 
 
 def test_an_emptied_redis_is_no_more_than_misses(client, memory, shelf, fill, kept):
@@ -373,9 +376,11 @@ def test_an_entry_lives_as_long_as_the_setting_says(make_app, make_client, shelf
     mine = shelf()
     for seconds in (1, 77):
         memory.flushdb()
-        make_client(make_app(CACHE_TTL=str(seconds))).get(mine.one)
-        lives = [memory.pttl(key) for key in memory.keys("cache:*") if mine.product["name"].encode()
-                 in memory.get(key)]
+        shop = make_client(make_app(CACHE_TTL=str(seconds)))
+        shop.get(mine.one)
+        shop.get(mine.one)
+        lives = [memory.pttl(key) for key in memory.keys("{shopfront}:entry:*")
+                 if mine.product["name"].encode() in memory.get(key)]
         assert len(lives) == 1
         assert 0 < lives[0] <= seconds * 1000
 
@@ -405,6 +410,17 @@ def test_a_cache_in_memory_has_a_bound(make_app):
     app = make_app(CACHE_TYPE="SimpleCache")
     with app.app_context():
         for number in range(2500):
-            cache.fetch(f"key {number}", ["group"], lambda: b"x")
-        assert cache.fetch("key 2499", ["group"], lambda: b"y")[1] is True
-        assert cache.fetch("key 0", ["group"], lambda: b"y")[1] is False
+            cache.fetch(cache.Known(f"key {number}", ("group",)), lambda: b"x")
+        assert cache.fetch(cache.Known("key 2499", ("group",)), lambda: b"y")[1] is True
+        assert cache.fetch(cache.Known("key 0", ("group",)), lambda: b"y")[1] is False
+
+
+def test_what_is_asked_for_once_is_not_written_to_redis(client, shelf, memory):
+    mine = shelf()
+    def kept():
+        return [key for key in memory.keys("{shopfront}:entry:*")
+                if mine.product["name"].encode() in (memory.get(key) or b"")]
+    client.get(mine.one)
+    assert kept() == []
+    client.get(mine.one)
+    assert len(kept()) == 1

@@ -153,9 +153,10 @@ def test_a_kept_answer_is_packed_once(client, admin, product, redis_url, encodin
     """What is sent is what Redis has: another text put there, packed, is what comes next."""
     client.patch(product, token=admin.token, json={"stock": len(encoding)})
     first = packed(client, product, encoding)
-    assert packed(client, product, encoding).data == first.data
+    for _ in range(2):
+        assert packed(client, product, encoding).data == first.data
     with redis.Redis.from_url(redis_url) as memory:
-        kept = {key: memory.get(key) for key in memory.scan_iter("cache:*")}
+        kept = {key: memory.get(key) for key in memory.scan_iter("{shopfront}:entry:*")}
         (key, entry), = ((k, v) for k, v in kept.items() if v.endswith(first.data))
         memory.set(key, entry.removesuffix(first.data) + b"as it stands", ex=60)
         second = packed(client, product, encoding)

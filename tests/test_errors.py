@@ -423,7 +423,8 @@ def test_the_contracts_codes_are_all_there():
         invalid_credentials 401, token_expired 401, token_revoked 401, forbidden 403, not_found 404,
         method_not_allowed 405, not_acceptable 406, conflict 409, email_taken 409, sku_taken 409,
         name_taken 409, category_in_use 409, out_of_stock 409, request_in_progress 409, gone 410,
-        precondition_failed 412, payload_too_large 413, unsupported_media_type 415,
+        request_timeout 408, precondition_failed 412, payload_too_large 413,
+        unsupported_media_type 415,
         validation_failed 422, idempotency_key_reused 422, precondition_required 428,
         rate_limited 429, internal_error 500, unavailable 503, timeout 504"""
     codes = dict(pair.split() for pair in contract.split(","))

@@ -12,6 +12,7 @@ from extensions.errors import Problem, invalid
 from extensions.jwt import public, signed_in
 from extensions.mail import token_hash
 from extensions.openapi import raises
+from extensions.visit import visit
 from schemas.auth import (
     Accepted,
     Forgotten,
@@ -71,7 +72,7 @@ class LogIn(MethodView):
         A wrong address and a wrong password are answered alike. After five failures for an account
         from one address each further try has to wait, whatever its password; the wait doubles.
         """
-        attempt_from = {"email": data["email"], "address": limits.address()}
+        attempt_from = {"email": data["email"], "address": visit().address}
         count_attempt(attempt_from)
         with db.reading() as conn:
             user = queries.credentials(conn, email=data["email"])
@@ -230,7 +231,7 @@ class ResetPassword(MethodView):
             queries.reset_password(conn, user_id=user["id"], new=fresh)
             queries.close_all(conn, user_id=user["id"], keep=None)
             queries.void_mail_tokens(conn, user_id=user["id"])
-            queries.forgive(conn, email=user["email"], address=limits.address())
+            queries.forgive(conn, email=user["email"], address=visit().address)
         logs.event("password_reset", user_id=user["id"])
         return nothing()
 
@@ -269,7 +270,7 @@ class SendVerification(MethodView):
 def open_session(conn, user_id, password_hash):
     """JSON of a new session and its tokens; None if the hash isn't the user's any more."""
     session_id = queries.open(
-        conn, user_id=user_id, password_hash=password_hash, address=limits.address(),
+        conn, user_id=user_id, password_hash=password_hash, address=visit().address,
         days=current_app.config["REFRESH_TOKEN_DAYS"],
         user_agent=(request.headers.get("User-Agent") or "")[:200] or None,
     )
@@ -308,7 +309,7 @@ def count_attempt(attempt_from):
 
 def check_own_password(password, field):
     """The caller's stored hash, if this is the caller's password. Throttled like a login."""
-    attempt_from = {"email": g.caller["email"], "address": limits.address()}
+    attempt_from = {"email": g.caller["email"], "address": visit().address}
     count_attempt(attempt_from)
     with db.reading() as conn:
         user = queries.credentials_by_id(conn, id=g.caller["id"])

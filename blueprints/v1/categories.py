@@ -14,6 +14,7 @@ from schemas.categories import Category, CategoryIn
 blp = Blueprint("categories", __name__, url_prefix="/categories",
                 description="Categories of the catalogue")
 queries = db.load("categories")
+everything = cache.Known("categories", ("categories",))
 
 
 @blp.route("")
@@ -22,9 +23,9 @@ class Categories(MethodView):
     @blp.response(200, CategoryList)
     def get(self):
         """List all categories by name, each with its number of products"""
-        return cache.cached("categories", ["categories"], self.everything)
+        return cache.cached(everything, self.list)
 
-    def everything(self):
+    def list(self):
         with db.reading() as conn:
             rows = queries.list(conn)
         return f'{{"data": [{", ".join(rows)}]}}', ()
@@ -38,7 +39,7 @@ class Categories(MethodView):
         with db.connection() as conn:
             category_id = queries.insert(conn, name=data["name"])
             text = queries.get(conn, id=category_id)
-        cache.invalidate("categories")
+            cache.change(conn, "categories")
         return answer(text, 201, location=category_id)
 
 
@@ -48,10 +49,7 @@ class CategoryById(MethodView):
     @blp.response(200, Category)
     def get(self, category_id):
         """Read a category"""
-        return cache.cached(
-            f"category:{category_id}", [f"category:{category_id}"],
-            lambda: (find(category_id), ()),
-        )
+        return cache.cached(single.known(category_id))
 
     @admin
     @blp.arguments(CategoryIn)
@@ -64,9 +62,9 @@ class CategoryById(MethodView):
             lock(conn, category_id)
             queries.update(conn, id=category_id, name=data["name"])
             text = queries.get(conn, id=category_id)
-        # Every product shows its category's name, in lists and by itself.
-        cache.invalidate("categories", f"category:{category_id}", "category_names", "products",
-                         f"products:{category_id}")
+            # Every product shows its category's name, in lists and by itself.
+            cache.change(conn, "categories", f"category:{category_id}", "category_names",
+                         "products", f"products:{category_id}")
         return answer(text)
 
     @admin
@@ -78,7 +76,7 @@ class CategoryById(MethodView):
         with db.connection() as conn:
             lock(conn, category_id)
             queries.delete(conn, id=category_id)
-        cache.invalidate("categories", f"category:{category_id}")
+            cache.change(conn, "categories", f"category:{category_id}")
         return nothing()
 
 
@@ -88,6 +86,9 @@ def find(category_id):
     if text is None:
         raise Problem("not_found")
     return text
+
+
+single = cache.Single("category", "/categories", find)
 
 
 def lock(conn, category_id):

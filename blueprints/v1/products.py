@@ -25,9 +25,10 @@ class Products(MethodView):
     def get(self, query):
         """List products, filtered, searched and sorted; the newest first"""
         page = Page(query)
-        groups = [f"products:{c}" for c in query["category_id"] or ()] or ["products"]
+        groups = tuple(f"products:{c}" for c in query["category_id"] or ()) or ("products",)
         return cache.cached(
-            cache.key_of(request.path, query), groups, lambda: list_page(page, query, groups)
+            cache.Known(cache.key_of(request.path, query), groups),
+            lambda: list_page(page, query, groups),
         )
 
     @admin
@@ -42,7 +43,8 @@ class Products(MethodView):
         """
         product_id = queries.insert(conn, **data)
         text = queries.get(conn, id=product_id)
-        return text, product_id, lambda: changed(product_id, {data["category_id"]}, counts=True)
+        change(conn, product_id, {data["category_id"]}, counts=True)
+        return text, product_id
 
 
 @blp.route("/<id:product_id>")
@@ -51,10 +53,7 @@ class ProductById(MethodView):
     @blp.response(200, Product)
     def get(self, product_id):
         """Read a product"""
-        return cache.cached(
-            f"product:{product_id}", [f"product:{product_id}", "category_names"],
-            lambda: (find(product_id), ()),
-        )
+        return cache.cached(single.known(product_id))
 
     @admin
     @blp.arguments(ProductChanges)
@@ -67,8 +66,8 @@ class ProductById(MethodView):
             product = lock(conn, product_id)
             queries.update(conn, **product | data)
             text = queries.get(conn, id=product_id)
-        categories = {product["category_id"], data.get("category_id", product["category_id"])}
-        changed(product_id, categories, counts=len(categories) > 1)
+            categories = {product["category_id"], data.get("category_id", product["category_id"])}
+            change(conn, product_id, categories, counts=len(categories) > 1)
         return answer(text)
 
     @admin
@@ -80,7 +79,7 @@ class ProductById(MethodView):
             product = lock(conn, product_id)
             end = queries.retire if product["sold"] else queries.delete
             end(conn, id=product_id)
-        changed(product_id, {product["category_id"]}, counts=True)
+            change(conn, product_id, {product["category_id"]}, counts=True)
         return nothing()
 
 
@@ -144,6 +143,9 @@ def find(product_id):
     return text
 
 
+single = cache.Single("product", "/products", find, "category_names")
+
+
 def lock(conn, product_id):
     """The product's row, locked, with If-Match checked against it."""
     product = queries.lock(conn, id=product_id)
@@ -153,10 +155,10 @@ def lock(conn, product_id):
     return product
 
 
-def changed(product_id, categories, counts):
+def change(conn, product_id, categories, counts):
     """Make stale what shows this product: itself, the lists, its categories' lists and counts."""
     categories = [c for c in categories if c]
-    cache.invalidate(
-        f"product:{product_id}", "products", *(f"products:{c}" for c in categories),
+    cache.change(
+        conn, f"product:{product_id}", "products", *(f"products:{c}" for c in categories),
         *(["categories", *(f"category:{c}" for c in categories)] if counts else []),
     )

@@ -66,8 +66,8 @@ class Transactions(MethodView):
                 (f"items.{position[i]}.quantity", "body", f"Not enough of product {i}.")
                 for i in sale["short"]
             ])
-        products = list(position)
-        return sale["json"], sale["id"], lambda: stock_changed(products, sale["categories"])
+        change_stock(conn, list(position), sale["categories"])
+        return sale["json"], sale["id"]
 
 
 @blp.route("/<id:transaction_id>")
@@ -99,13 +99,13 @@ class Refund(MethodView):
                 raise Problem("not_found")
             if not done["refunded"]:
                 raise Problem("conflict", "This sale was refunded before.")
-        stock_changed(done["products"] or [], done["categories"] or [])
+            change_stock(conn, done["products"] or [], done["categories"] or [])
         return answer(text)
 
 
-def stock_changed(products, categories):
+def change_stock(conn, products, categories):
     """Make stale what shows the stock of these products."""
-    cache.invalidate(
-        "products", *(f"product:{p}" for p in products),
+    cache.change(
+        conn, "products", *(f"product:{p}" for p in products),
         *(f"products:{c}" for c in categories if c),
     )

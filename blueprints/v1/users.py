@@ -12,7 +12,7 @@ from extensions.answers import answer, check_if_match, nothing, require_if_match
 from extensions.arguments import Blueprint
 from extensions.errors import Problem, invalid
 from extensions.jwt import admin, is_admin, signed_in
-from extensions.metrics import deprecated_requests
+from extensions.metrics import count_deprecated
 from extensions.openapi import raises
 from extensions.pages import Page, pattern
 from schemas.users import NewUser, User, UserChanges, UserPage, UserQuery
@@ -31,23 +31,28 @@ def end_after_sunset():
         raise Problem("gone")
 
 
-@blp.after_app_request
-def announce_the_end(response):
-    """Deprecation (RFC 9745), Sunset (RFC 8594) and where to go instead."""
-    if asked_for():
-        response.headers["Deprecation"] = f"@{DEPRECATED_SINCE}"
-        response.headers["Sunset"] = http_date(current_app.config["V1_USERS_SUNSET"])
-        response.headers.add("Link", '</api/v2/users>; rel="successor-version"')
-        if request.url_rule:
-            deprecated_requests(request.method, g.get("caller"))
-    return response
-
-
 def asked_for():
     """Whether v1's users are: also by a path or method that the router knows of no view for."""
-    return request.path == "/api/v1/users" or request.path.startswith("/api/v1/users/")
+    return request.path == PATH or request.path.startswith(f"{PATH}/")
 
 
+def announce_the_end(sunset):
+    """A function that adds Deprecation (RFC 9745), Sunset (RFC 8594) and where to go instead."""
+    pairs = [("Deprecation", f"@{DEPRECATED_SINCE}"), ("Sunset", http_date(sunset)),
+             ("Link", '</api/v2/users>; rel="successor-version"')]
+
+    def announce(visit, headers):
+        headers += pairs
+        if visit.route:
+            count_deprecated(visit)
+    return announce
+
+
+def init_app(app):
+    app.extensions["door"].notices[PATH] = announce_the_end(app.config["V1_USERS_SUNSET"])
+
+
+PATH = "/api/v1/users"
 DEPRECATED_SINCE = 1764547200  # 2025-12-01
 
 

@@ -1,0 +1,156 @@
+"""The door: what every request passes before Flask, and every answer on its way out.
+
+On the way in a request gets its id and its client's address; one below /api is counted against the
+limit, and by the same call to Redis its answer is looked up, where its URL says which entry of the
+cache that is. What is over the limit or known goes out from here; everything else goes on to Flask,
+with what was found. On the way out every answer gets its headers, its metrics and its line in the
+log, whoever made it.
+
+To a WSGI server the door is the application. The worker (extensions/worker.py) hands it the
+requests that arrived together, which cost one call to Redis and one write to the log.
+"""
+import json
+
+from flask import has_request_context, request
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+import db
+from extensions import cache, compression, errors, headers, limits, metrics
+from extensions.errors import Problem
+from extensions.redis_client import RedisClient
+from extensions.visit import Visit
+
+
+class Door:
+    """The WSGI application around Flask's.
+
+    ``ready`` are answers that need nothing: a function that makes the JSON, by path. ``notices``
+    are functions that add to the headers of every answer below a path.
+    """
+
+    def __init__(self, app):
+        config = app.config
+        self._app, self._flask = app, app.wsgi_app
+        self._limit, self._learned = app.extensions["limits"]["api"], cache.learned(app)
+        self._cache = app.extensions["cache"][cache.cache]
+        self._security = headers.security(config)
+        self._secured = {name for name, _ in self._security}
+        self._cors = headers.Cors(app) if config["ALLOWED_ORIGINS"] else None
+        self._measured = bool(config["METRICS_TOKEN"])
+        self._largest = config["MAX_CONTENT_LENGTH"]
+        self.log = app.extensions["access_log"]
+        self.ready, self.notices, self._proxies = {}, {}, None
+        if proxies := config["TRUSTED_PROXIES"]:  # called for what it does to the environ
+            self._proxies = ProxyFix(lambda environ, start_response: None,
+                                     x_for=proxies, x_proto=proxies, x_host=proxies)
+
+    def __call__(self, environ, start_response):
+        visit = self.visit(environ)
+        answer, = self.answers([visit])
+        if answer is None:
+            return self.ask(visit, start_response)
+        status, sent, body = answer
+        start_response(status, sent)
+        return [body]
+
+    def visit(self, environ, started=None):
+        """The Visit of a request that comes in; ``started`` on time.perf_counter's clock."""
+        if self._proxies:
+            self._proxies(environ, None)
+        return Visit(environ, started)
+
+    def answers(self, visits):
+        """For each Visit its (status, headers, body), or None where Flask has to be asked."""
+        asking = [visit for visit in visits
+                  if visit.path.startswith("/api/") and visit.method != "OPTIONS"]
+        if asking:
+            for visit in asking:
+                visit.known = self._learned.of(visit)
+            try:
+                counted = self._cache.enter(self._limit, asking)
+            except RedisClient.Away:
+                counted = [(self._limit.count_here(visit), None) for visit in asking]
+            for visit, (count, found) in zip(asking, counted, strict=True):
+                visit.counted, visit.found = count, found
+        answers = [self._answer(visit) for visit in visits]
+        self.log.flush()
+        return answers
+
+    def refuse(self, visit, problem):
+        """The (status, headers, body) of a problem."""
+        return self._finished(visit, *errors.render(problem, visit.shown_path, visit.id))
+
+    def ask(self, visit, start_response):
+        """The answer of whoever has to make it, as WSGI has it: this may take its time."""
+        if visit.known and visit.known.find:
+            answer = self._finished(visit, *self._find(visit))
+            self.log.flush()
+            start_response(*answer[:2])
+            return [answer[2]]
+
+        def start(status, sent, exc_info=None):
+            if has_request_context() and request.url_rule:
+                visit.route = request.url_rule.rule
+            self._finish(visit, status, sent)
+            self.log.flush()
+            return start_response(status, sent, exc_info)
+        return self._flask(visit.environ, start)
+
+    def _find(self, visit):
+        visit.route = visit.known.route
+        with self._app.app_context():
+            try:
+                return db.again_if_lost(lambda: cache.answer(visit, visit.known, visit.known.find))
+            except Exception as error:
+                return errors.render(errors.problem_of(error), visit.shown_path, visit.id)
+
+    def _answer(self, visit):
+        try:
+            made = self._make(visit)
+        except Problem as problem:
+            return self.refuse(visit, problem)
+        return made and self._finished(visit, *made)
+
+    def _make(self, visit):
+        if visit.counted:
+            self._limit.note(visit, *visit.counted)
+        if visit.problem:
+            raise visit.problem
+        if len(length := visit.environ.get("CONTENT_LENGTH", "")) > 7 and length.isdecimal() \
+                and int(length) > self._largest:
+            raise Problem("payload_too_large")
+        if visit.path in self.ready and visit.method in ("GET", "HEAD"):
+            body = json.dumps(self.ready[visit.path]()).encode()
+            return "200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store"),
+                              ("Content-Length", str(len(body)))], body
+        found = visit.found
+        if found and found.entry is not None:
+            visit.route = visit.known.route
+            encoding = compression.choose(visit.accepts)
+            if found.encoded or encoding is None or len(found.entry) < compression.MIN_SIZE:
+                return cache.render(visit, found.entry, found.encoded and encoding, True)
+        return None
+
+    def _finished(self, visit, status, sent, body):
+        self._finish(visit, status, sent)
+        return status, sent, b"" if visit.method == "HEAD" else body
+
+    def _finish(self, visit, status, sent):
+        """What every answer gets: its other headers, its metrics, its line in the log."""
+        own = {name for name, _ in sent} & self._secured
+        sent += [pair for pair in self._security if pair[0] not in own] if own else self._security
+        sent.append(("X-Request-ID", visit.id))
+        if visit.limits:
+            sent += limits.headers(visit.limits)
+        for path, notice in self.notices.items():
+            if visit.path == path or visit.path.startswith(f"{path}/"):
+                notice(visit, sent)
+        if self._cors:
+            self._cors.add(visit.environ, sent)
+        if self._measured:
+            metrics.count(visit, status, sent)
+        self.log.note(visit, status[:3])
+
+
+def init_app(app):
+    app.extensions["door"] = app.wsgi_app = Door(app)

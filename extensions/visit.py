@@ -1,0 +1,44 @@
+"""One request, as the door knows it, for whoever needs to know on its way."""
+import os
+import re
+import time
+
+from flask import has_request_context, request
+
+KEY = "shopfront.visit"  # where a WSGI environment has it
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Visit:
+    """A request between its arrival and the line that the log has of it.
+
+    ``id`` is the client's X-Request-ID or a new one; ``known`` is the cache's address of its
+    answer and ``found`` what a look-up brought; ``limits`` are those it was counted against;
+    ``problem`` is why the worker refuses it, if it does.
+    """
+
+    __slots__ = ("accepts", "address", "caller_id", "counted", "environ", "found", "id", "known",
+                 "limits", "method", "path", "problem", "route", "started", "url")
+
+    def __init__(self, environ, started=None):
+        self.environ, self.started = environ, started or time.perf_counter()
+        environ[KEY] = self
+        sent = environ.get("HTTP_X_REQUEST_ID", "")
+        self.id = sent if sent and _SANE_ID.fullmatch(sent) else os.urandom(16).hex()
+        self.method, self.path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.url = self.path, environ.get("QUERY_STRING", "")
+        self.address = environ.get("REMOTE_ADDR") or "unknown"
+        self.accepts = environ.get("HTTP_ACCEPT_ENCODING", "")
+        self.limits = []
+        self.known = self.found = self.route = self.caller_id = self.counted = None
+        self.problem = None
+
+    @property
+    def shown_path(self):
+        """The path as text: WSGI has its bytes as Latin-1 (PEP 3333)."""
+        return self.path.encode("latin-1").decode("utf-8", "replace")
+
+
+def visit():
+    """The current request's Visit, or None outside of one."""
+    return request.environ.get(KEY) if has_request_context() else None

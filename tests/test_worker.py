@@ -1,0 +1,208 @@
+"""Requests as they come over the wire: slow, in pieces, too large, half-closed, many at once."""
+import contextlib
+import json
+import re
+import socket
+import time
+
+import pytest
+from werkzeug.datastructures import Headers
+
+from blueprints import VERSIONS
+from tests.contract import Contract
+
+
+class Wire:
+    """A raw connection to a server."""
+
+    def __init__(self, server, data=b""):
+        self.sock = socket.create_connection(("127.0.0.1", server.port), timeout=45)
+        self.sock.sendall(data)
+        self.left = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def send(self, data):
+        self.sock.sendall(data)
+
+    def answer(self):
+        """(status, headers, body) of the next answer."""
+        while b"\r\n\r\n" not in self.left:
+            self.left += self._more()
+        head, _, self.left = self.left.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = Headers([line.split(": ", 1) for line in lines])
+        length = int(headers.get("Content-Length", 0))
+        while len(self.left) < length:
+            self.left += self._more()
+        body, self.left = self.left[:length], self.left[length:]
+        return int(first.split()[1]), headers, body
+
+    def closed(self):
+        """Whether the server says no more and closes."""
+        try:
+            return self.sock.recv(65536) == b""
+        except ConnectionResetError:
+            return True
+
+    def _more(self):
+        data = self.sock.recv(65536)
+        assert data, f"closed behind {self.left[:200]}"
+        return data
+
+
+GET = b"GET /health HTTP/1.1\r\nHost: shop\r\n\r\n"
+
+
+def post(path, length, *more):
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: shop", "Content-Type: application/json",
+                        f"Content-Length: {length}", *more, "", ""]).encode()
+
+
+def bodies(app):
+    """(version, method, path) of every operation that takes a body."""
+    for version in VERSIONS:
+        document = json.loads(app.extensions["documents"][version])
+        for path, item in document["paths"].items():
+            for method, operation in item.items():
+                if "requestBody" in operation:
+                    yield version, method.upper(), re.sub(r"\{\w+\}", "1", path)
+
+
+def test_half_a_request_is_408_in_time_and_nobody_else_waits(app, server):
+    """Ten seconds for a head, thirty for a body; the others are answered all the while."""
+    contract, begun, operations = Contract(app), time.monotonic(), list(bodies(app))
+    with contextlib.ExitStack() as wires:
+        def send(data):
+            return wires.enter_context(Wire(server, data))
+        silent = [send(b"") for _ in range(100)]
+        heads = [send(b"GET /health HTTP/1.1\r\nX-Half: ") for _ in range(100)]
+        halves = [send(f"{method} {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n"
+                       "Content-Type: application/json\r\n\r\n{".encode())
+                  for _, method, path in operations]
+        for _ in range(20):
+            asked = time.monotonic()
+            assert send(GET).answer()[0] == 200
+            assert time.monotonic() - asked < 1
+        for wire in heads:
+            status, headers, body = wire.answer()
+            assert (status, json.loads(body)["code"]) == (408, "request_timeout")
+            assert headers["Content-Type"] == "application/problem+json"
+            assert wire.closed()
+        assert 9.5 < time.monotonic() - begun < 14
+        assert all(wire.closed() for wire in silent)
+        for (_, method, path), wire in zip(operations, halves, strict=True):
+            status, headers, body = wire.answer()
+            assert status == 408
+            contract.check(method, path, status, headers, body)
+            assert "X-RateLimit-Remaining" in headers
+            assert wire.closed()
+        assert 29 < time.monotonic() - begun < 40
+
+
+def test_a_request_may_come_byte_by_byte(server):
+    with Wire(server) as wire:
+        for byte in GET:
+            wire.send(bytes([byte]))
+        assert wire.answer()[0] == 200
+
+
+def test_requests_in_a_row_are_answered_in_a_row(server):
+    """Pipelined: known answers, answers of threads and refusals, in their order (RFC 9112, 9.3)."""
+    paths = ["/health", "/api/v1/users/me", "/api/v1/categories", "/nowhere", "/health"] * 20
+    data = b"".join(f"GET {p} HTTP/1.1\r\nHost: shop\r\nX-Request-ID: n{i}\r\n\r\n".encode()
+                    for i, p in enumerate(paths))
+    with Wire(server, data) as wire:
+        answers = [wire.answer() for _ in paths]
+    assert [status for status, *_ in answers] == [200, 401, 200, 404, 200] * 20
+    assert [headers["X-Request-ID"] for _, headers, _ in answers] == [
+        f"n{i}" for i in range(len(paths))]
+
+
+def test_a_half_closed_client_still_gets_its_answer(server):
+    for path in ("/health", "/api/v1/categories", "/api/v1/users/me"):
+        with Wire(server, f"GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n".encode()) as wire:
+            wire.sock.shutdown(socket.SHUT_WR)
+            assert wire.answer()[0] in (200, 401)
+            assert wire.closed()
+
+
+@pytest.mark.parametrize("path", ["/health", "/api/v1/products", "/nowhere"])
+def test_http_1_0_closes_unless_it_is_asked_not_to(server, path):
+    with Wire(server, f"GET {path} HTTP/1.0\r\n\r\n".encode()) as wire:
+        assert wire.answer()[1]["Connection"] == "close"
+        assert wire.closed()
+    again = f"GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode()
+    with Wire(server, again) as wire:
+        assert wire.answer()[1]["Connection"] == "keep-alive"
+        wire.send(again)
+        assert wire.answer()[1]["Connection"] == "keep-alive"
+
+
+def test_who_expects_100_is_told_to_go_on(server):
+    body = b'{"email": "a@example.com", "password": "some password"}'
+    with Wire(server, post("/api/v1/auth/login", len(body), "Expect: 100-continue")) as wire:
+        assert wire.sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        wire.send(body)
+        assert wire.answer()[0] == 401
+        wire.send(GET)
+        assert wire.answer()[0] == 200
+
+
+def test_who_expects_100_for_too_much_is_refused_before_it_is_sent(server):
+    with Wire(server, post("/api/v1/auth/login", 10485761, "Expect: 100-continue")) as wire:
+        status, headers, _ = wire.answer()
+        assert (status, headers["Connection"]) == (413, "close")
+        assert "X-RateLimit-Remaining" in headers
+        assert wire.closed()
+
+
+def chunked(*chunks, trailer=b""):
+    head = (b"POST /api/v1/auth/login HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n")
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(c), c) for c in chunks) + b"0\r\n" \
+        + trailer + b"\r\n"
+
+
+def test_a_body_in_chunks_may_hold_what_looks_like_its_end(server):
+    body = b'{"email": "a@example.com",\r\n0\r\n\r\n "password": "some password"}'
+    for pieces in ([body], [body[:30], body[30:]], [bytes([byte]) for byte in body]):
+        data = chunked(*pieces, trailer=b"X-Trailer: 1\r\n")
+        with Wire(server) as wire:
+            for part in (data[:-9], data[-9:] + GET):
+                wire.send(part)
+                time.sleep(0.05)
+            status, _, answer = wire.answer()
+            assert (status, json.loads(answer)["code"]) == (400, "malformed_json")
+            assert wire.answer()[0] == 200
+
+
+def test_a_client_that_reads_slowly_gets_everything_and_holds_nobody_up(serve, make_product):
+    server = serve(workers=1, WEB_THREADS="2")
+    for _ in range(100):
+        make_product(description="x" * 5000)
+    path = b"GET /api/v1/products?limit=100 HTTP/1.1\r\nHost: shop\r\n\r\n"
+    slow = []
+    for _ in range(8):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall(path * 4)
+        slow.append(sock)
+    time.sleep(0.5)
+    for _ in range(20):
+        asked = time.monotonic()
+        with Wire(server, b"GET /api/v1/users/me HTTP/1.1\r\nHost: shop\r\n\r\n") as wire:
+            assert wire.answer()[0] == 401
+        assert time.monotonic() - asked < 1
+    wire = Wire.__new__(Wire)
+    for sock in slow:
+        wire.sock, wire.left = sock, b""
+        sock.settimeout(10)
+        sizes = [len(json.loads(wire.answer()[2])["data"]) for _ in range(4)]
+        assert sizes == [100] * 4
+        sock.close()
