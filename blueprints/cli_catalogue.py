@@ -13,6 +13,7 @@ import db
 from blueprints.v1.reports import stream, sums
 from db import migrations
 from db.cli import url
+from db.pool import aftermath
 from extensions import cache
 from schemas.moments import Moment
 
@@ -39,7 +40,9 @@ def import_(file, dry_run):
     The file has a header line with sku, name and price, and may have description, stock and
     category (by name). Every row that is wrong is reported with its line.
     """
-    with migrations.connect(url()) as conn, conn.transaction(force_rollback=dry_run):
+    with aftermath() as after, migrations.connect(url()) as conn, \
+            conn.transaction(force_rollback=dry_run):
+        conn.after = after
         files.stage(conn)
         columns = copy_in(conn, file)
         files.analyze(conn)
@@ -53,10 +56,10 @@ def import_(file, dry_run):
             f"has_{name}": name in columns for name in ("description", "stock", "category")
         })
         lists = [f"{group}:{row['id']}" for row in files.categories(conn)
-                 for group in ("products", "category")]
-    if not dry_run:
-        # Every list, every count, and what every single product depends on.
-        cache.invalidate("products", "categories", "category_names", *lists)
+                 for group in ("products", "catalogue", "category")]
+        if not dry_run:
+            # Every list, every count, and what every single product depends on.
+            cache.change(conn, "products", "catalogue", "categories", "category_names", *lists)
     click.echo(f"{done['created']:,} created, {done['updated']:,} changed"
                f"{', had this not been a dry run' if dry_run else ''}.")
 

@@ -69,6 +69,32 @@ def status():
     sys.exit(len(seen) < len(known))
 
 
+@group.command("check")
+@with_appcontext
+def check_command():
+    """Hold what is kept against the rows it comes from. Exit 1 if anything differs.
+
+    Reads one snapshot, beside whatever else is going on.
+    """
+    queries, wrong = db.load("check"), 0
+    checks = {
+        "products of a category": queries.counts, "products that were sold": queries.stock,
+        "sales and their lines": queries.sales, "sums of sealed days": queries.days,
+        "sums of sealed months by product": queries.months,
+    }
+    with migrations.connect(url()) as conn:
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        conn.read_only = True
+        with conn.transaction():
+            for meaning, query in checks.items():
+                rows = query(conn)
+                wrong += len(rows)
+                click.echo(f"{meaning}: {f'{len(rows)} differ' if rows else 'ok'}")
+                for row in rows:
+                    click.echo("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
+    sys.exit(wrong > 0)
+
+
 @group.command("seed")
 @click.option("--users", default=DEMO["users"], show_default=True, type=click.IntRange(0))
 @click.option("--products", default=DEMO["products"], show_default=True, type=click.IntRange(0))

@@ -48,17 +48,12 @@ class Database:
         What the block appends to ``conn.after`` is called behind its end, with whether the outcome
         is known: of a connection that is lost during COMMIT it isn't.
         """
-        after, conn = [], None
-        try:
-            with self.reading() as conn:
-                conn.after = after
-                with conn.transaction():
-                    yield conn
-                    if has_request_context():
-                        g.may_have_written = True  # from here on the request can't be run again
-        finally:
-            for step in after:
-                step(not conn.broken)
+        with aftermath() as after, self.reading() as conn:
+            conn.after = after
+            with conn.transaction():
+                yield conn
+                if has_request_context():
+                    g.may_have_written = True  # from here on the request can't be run again
 
     def without_timeout(self):
         """A second, single-connection pool to the same database, for slow work."""
@@ -117,6 +112,23 @@ class Database:
                         handle = socket.socket(fileno=os.dup(conn.fileno()))
                         with handle:
                             handle.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def aftermath():
+    """A list, whose functions are called behind the block: with whether its outcome is known.
+
+    Of a connection that is lost during COMMIT it isn't.
+    """
+    after, known = [], True
+    try:
+        yield after
+    except psycopg.Error as error:
+        known = not lost(error)
+        raise
+    finally:
+        for step in after:
+            step(known)
 
 
 def connect_options(statement_timeout_ms=0):

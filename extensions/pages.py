@@ -33,8 +33,7 @@ class Page:
 
     def window(self):
         """Parameters for a page query; one row more than asked tells whether there is a next."""
-        offset = (self.number - 1) * self.limit if self.number else 0
-        return {"sort": self.sort, "limit": self.limit + 1, "offset": offset,
+        return {"sort": self.sort, "limit": self.limit + 1, "offset": self.offset,
                 "after": self.after, "after_id": self.after_id}
 
     def next_cursor(self, rows, key=None):
@@ -49,21 +48,29 @@ class Page:
         value = key(last) if key else last[self.sort.lstrip("-")]
         return self._signer().dumps([value, last["id"]])
 
-    def total(self, count, resource=None, groups=()):
+    @property
+    def offset(self):
+        """How many rows come before the page."""
+        return (self.number - 1) * self.limit if self.number else 0
+
+    def total(self, rows, count):
         """The list's size, by the parameter ``count``: exact, guessed, or None.
 
-        ``count(estimate)`` asks the database. With a ``resource``, an exact answer is kept in the
-        cache: counted once a filter, not once a page.
+        ``rows`` are those that were read, with the row too many: a page that isn't full says by
+        itself how many there are. Else ``count(estimate)`` is asked.
         """
         how = self.query["count"]
         if self.number is None or how == "none":
             return None
-        if how == "estimated" or resource is None:
-            return count(how == "estimated")
+        if how == "exact" and len(rows) <= self.limit and (rows or self.number == 1):
+            return self.offset + len(rows)
+        return count(how == "estimated")
+
+    def kept_total(self, resource, groups, count):
+        """An exact count from the cache: counted once a filter, not once a page."""
         key = cache.key_of(f"count:{resource}", {k: v for k, v in self.kept.items()
-                                              if k not in ("sort", "order")})
-        known = cache.Known(key, groups)
-        entry, _, _ = cache.fetch(known, lambda: b"%d" % count(False))
+                                                 if k not in ("sort", "order")})
+        entry, _, _ = cache.fetch(cache.Known(key, groups), lambda: b"%d" % count())
         return int(entry)
 
     def render(self, rows, total, next_cursor):

@@ -58,9 +58,9 @@ class Upkeep:
 
 
 def tidy(app):
-    """Remove what has expired, and seal the sums of days that are over."""
+    """Remove what has expired, fold counts, and seal the sums of days that are over."""
     for query in (queries.expire_keys, queries.expire_sessions, queries.expire_failures,
-                  queries.expire_mail):
+                  queries.expire_mail, queries.fold_counts):
         with app.extensions["db"].reading() as conn:
             query(conn)
     # Summing a first year takes longer than a request's statement may.

@@ -1,10 +1,9 @@
 -- name: list :rows
-SELECT c.id, c.name, coalesce(p.count, 0) AS product_count, c.created_at, c.updated_at
+SELECT c.id, c.name, coalesce(p.products, 0) AS product_count, c.created_at, c.updated_at
 FROM categories c
 LEFT JOIN (
-    SELECT category_id, count(*)
-    FROM products
-    WHERE retired_at IS NULL AND category_id IS NOT NULL
+    SELECT category_id, sum(products)::bigint AS products
+    FROM product_counts
     GROUP BY category_id
 ) p ON p.category_id = c.id
 ORDER BY lower(c.name), c.id
@@ -12,7 +11,7 @@ ORDER BY lower(c.name), c.id
 -- name: get :json
 -- index: categories_pkey
 SELECT c.id, c.name,
-       (SELECT count(*) FROM products p WHERE p.category_id = c.id AND p.retired_at IS NULL)
+       (SELECT coalesce(sum(products), 0)::bigint FROM product_counts WHERE category_id = c.id)
            AS product_count,
        c.created_at, c.updated_at
 FROM categories c

@@ -19,7 +19,7 @@ FROM (
       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-      AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+      AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
       AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
       AND (%(pattern)s::text IS NULL OR p.search_text LIKE '%' || lower(%(pattern)s) || '%')
       AND (%(after_id)s::bigint IS NULL OR CASE %(sort)s::text
@@ -73,7 +73,7 @@ FROM (
        AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
        AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
        AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-       AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+       AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
       AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
        AND lower(p.name) COLLATE "C" LIKE lower(%(pattern)s::text) || '%'
        AND (%(after_rank)s::int IS NULL OR (%(after_rank)s = 1
@@ -88,7 +88,7 @@ FROM (
        AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
        AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
        AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-       AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+       AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
       AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
        AND length(%(search)s::text) > 2
        AND lower(p.name) LIKE '%' || lower(%(pattern)s::text) || '%'
@@ -106,7 +106,7 @@ FROM (
        AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
        AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
        AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-       AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+       AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
       AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
        AND p.search_text LIKE '%' || lower(%(pattern)s::text) || '%'
        AND CASE WHEN length(%(search)s::text) > 2
@@ -127,6 +127,12 @@ FROM products
 WHERE retired_at IS NULL AND short_grams(search_text) @> ARRAY[lower(%(search)s::text)]
 LIMIT 1001
 
+-- Of everything, or of some categories.
+-- name: total :value replan
+SELECT coalesce(sum(products), 0)::bigint
+FROM product_counts
+WHERE (%(categories)s::bigint[] IS NULL OR category_id = ANY (%(categories)s))
+
 -- name: count :value replan
 SELECT count(*)
 FROM products p
@@ -135,7 +141,7 @@ WHERE p.retired_at IS NULL
   AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
   AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
   AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-  AND (%(in_stock)s::boolean IS NULL OR (p.stock > 0) = %(in_stock)s)
+  AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
   AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
   AND (%(pattern)s::text IS NULL OR p.search_text LIKE '%' || lower(%(pattern)s) || '%')
 

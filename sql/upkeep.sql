@@ -44,3 +44,6 @@ WHERE created_at < now() - interval '3 days'
 
 -- name: seal_sales :value
 SELECT seal_sales()
+
+-- name: fold_counts :value
+SELECT fold_product_counts()

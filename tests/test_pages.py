@@ -93,21 +93,35 @@ def test_total_is_exact_after_every_change(client, admin, make_category, make_pr
     assert total() == 0
 
 
-def test_total_is_counted_once_a_filter_until_something_changes(client, make_category,
+def test_total_is_counted_once_a_filter_until_something_changes(client, user, make_category,
                                                                 make_product, database_url):
     """A row that arrives behind the API's back shows which answers were counted anew."""
     category = make_category()["id"]
-    base = f"products?category_id={category}"
     def total(query):
-        return client.get(base + query).json["pagination"]["total"]
+        path = f"products?category_id={category}&limit=1&{query}"
+        return client.get(path).json["pagination"]["total"]
+    products = [make_product(category_id=category) for _ in range(2)]
+    assert total("max_price=99") == total("max_price=99&in_stock=true") == 2
+    execute(database_url, "INSERT INTO products (name, price, stock, category_id) "
+                          f"VALUES ('behind', 5, 1, {category})")
+    assert total("max_price=99&page=2") == total("max_price=99&sort=price&order=desc") == 2
+    assert total("max_price=9999") == 3
+    client.post("transactions", token=user.token,
+                json={"items": [{"product_id": products[0]["id"], "quantity": 1}]})
+    assert total("max_price=99&page=2") == 2  # a sale changes no count but those of in_stock
+    assert total("max_price=99&in_stock=true&page=2") == 3
     make_product(category_id=category)
-    assert total("") == 1
-    execute(database_url, "INSERT INTO products (name, price, category_id) "
-                          f"VALUES ('behind', 5, {category})")
-    assert total("&page=2") == total("&limit=1") == total("&sort=price&order=desc") == 1
-    assert total("&max_price=9999") == 2
-    make_product(category_id=category)
-    assert total("&page=2") == total("&max_price=9999&sort=name") == 3
+    assert total("max_price=99&page=2") == total("max_price=9999&sort=name") == 4
+
+
+def test_a_page_behind_the_end_reads_no_rows(client, make_category, make_product, database_url):
+    category = make_category()["id"]
+    for _ in range(3):
+        make_product(category_id=category)
+    for query in ("", "&max_price=99", "&count=none"):
+        behind = client.get(f"products?category_id={category}&page=5000{query}").json
+        assert behind["data"] == []
+        assert behind["pagination"]["next_cursor"] is None
 
 
 def test_count_none_leaves_the_total_out(client, catalogue):

@@ -16,6 +16,7 @@ FILTERS = {
     "categories": {"categories": [3, 5]},
     "a price": {"min_price": 100, "max_price": 110},
     "in stock": {"in_stock": True},
+    "sold out": {"in_stock": False},
     "a rare term": {"pattern": "COF-000A"},
     "a term that is nowhere": {"pattern": "zzzz"},
     "a term that is everywhere": {"pattern": "every day"},

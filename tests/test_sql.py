@@ -39,6 +39,7 @@ USES = [
 ]
 FINDS = [
     ("products.page", {"sort": "-created_at", "pattern": "zzz"}, "products_search_idx"),
+    ("products.page", {"sort": "-created_at", "in_stock": False}, "products_sold_out_idx"),
     ("products.relevant", {"search": "oak", "pattern": "oak"}, "products_name_search_idx"),
     ("users.page", {"sort": "-created_at", "pattern": "zzz"}, "users_search_idx"),
     ("transactions.page", {}, "transactions_created_idx"),

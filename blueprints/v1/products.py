@@ -28,7 +28,7 @@ class Products(MethodView):
         groups = tuple(f"products:{c}" for c in query["category_id"] or ()) or ("products",)
         return cache.cached(
             cache.Known(cache.key_of(request.path, query), groups),
-            lambda: list_page(page, query, groups),
+            lambda: list_page(page, query),
         )
 
     @admin
@@ -43,7 +43,7 @@ class Products(MethodView):
         """
         product_id = queries.insert(conn, **data)
         text = queries.get(conn, id=product_id)
-        change(conn, product_id, {data["category_id"]}, counts=True)
+        change(conn, product_id, {data["category_id"]}, moves=True)
         return text, product_id
 
 
@@ -67,7 +67,7 @@ class ProductById(MethodView):
             queries.update(conn, **product | data)
             text = queries.get(conn, id=product_id)
             categories = {product["category_id"], data.get("category_id", product["category_id"])}
-            change(conn, product_id, categories, counts=len(categories) > 1)
+            change(conn, product_id, categories, moves=len(categories) > 1)
         return answer(text)
 
     @admin
@@ -79,11 +79,11 @@ class ProductById(MethodView):
             product = lock(conn, product_id)
             end = queries.retire if product["sold"] else queries.delete
             end(conn, id=product_id)
-            change(conn, product_id, {product["category_id"]}, counts=True)
+            change(conn, product_id, {product["category_id"]}, moves=True)
         return nothing()
 
 
-def list_page(page, query, groups):
+def list_page(page, query):
     """(JSON, headers) of a page of products."""
     categories = query["category_id"] or []
     filters = {
@@ -94,14 +94,53 @@ def list_page(page, query, groups):
         "in_stock": query["in_stock"], "pattern": pattern(query["search"]),
         "ids": few(query["search"]),
     }
-    if query["sort"] == "relevance":
-        rows, cursor = relevant(page, filters, query["search"])
+    total = first_total(page, query, filters)
+    if total is not None and page.offset >= total:
+        rows, key = [], None  # behind the end: there is nothing to walk to
     else:
+        rows, key = read(page, query, filters)
+    if query["count"] == "none":
+        total = None
+    elif total is None:
+        total = page.total(rows, lambda estimate: counted(filters, query, page, estimate))
+    return page.render(rows, total, page.next_cursor(rows, key))
+
+
+def first_total(page, query, filters):
+    """The list's size where it has to be known, or costs nothing, before its rows are read."""
+    if page.number is None or (page.number == 1 and query["count"] == "none"):
+        return None
+    if all(query[name] is None for name in ("min_price", "max_price", "in_stock", "search")):
         with db.reading() as conn:
-            rows = queries.page(conn, **filters, **page.window())
-        cursor = page.next_cursor(rows)
-    total = page.total(lambda estimate: count(filters, estimate), "products", groups)
-    return page.render(rows, total, cursor)
+            return queries.total(conn, categories=query["category_id"] or None)
+    return counted(filters, query, page, False) if page.number > 1 else None
+
+
+def counted(filters, query, page, estimate):
+    """How many products there are of these filters; exactly, once a change of one."""
+    def ask():
+        with db.reading() as conn:
+            return (queries.count.estimate if estimate else queries.count)(conn, **filters)
+    if estimate:
+        return ask()
+    # A sale changes what is in stock, and no other count.
+    shelf = "catalogue" if query["in_stock"] is None else "products"
+    groups = tuple(f"{shelf}:{c}" for c in query["category_id"] or ()) or (shelf,)
+    return page.kept_total("products", groups, ask)
+
+
+def read(page, query, filters):
+    """(rows as JSON, what their cursor is made of) of a page."""
+    with db.reading() as conn:
+        if query["sort"] != "relevance":
+            return queries.page(conn, **filters, **page.window()), None
+        after_rank, after_name = page.after or (None, None)
+        found = queries.relevant(
+            conn, **filters, **page.window(), search=query["search"], after_rank=after_rank,
+            after_name=after_name,
+        )
+    last = found[min(len(found), page.limit) - 1] if found else None
+    return [row["json"] for row in found], lambda row: [last["rank"], row["name"]]
 
 
 def few(search):
@@ -115,24 +154,6 @@ def few(search):
     with db.reading() as conn:
         ids = queries.short(conn, search=search)
     return ids if len(ids) <= 1000 else None
-
-
-def relevant(page, filters, search):
-    """(rows as JSON, next cursor) of a page by relevance, whose cursors know rank and name."""
-    after_rank, after_name = page.after or (None, None)
-    with db.reading() as conn:
-        found = queries.relevant(
-            conn, **filters, **page.window(), search=search, after_rank=after_rank,
-            after_name=after_name,
-        )
-    rows = [row["json"] for row in found]
-    last = found[min(len(found), page.limit) - 1] if found else None
-    return rows, page.next_cursor(rows, key=lambda row: [last["rank"], row["name"]])
-
-
-def count(filters, estimate):
-    with db.reading() as conn:
-        return (queries.count.estimate if estimate else queries.count)(conn, **filters)
 
 
 def find(product_id):
@@ -155,10 +176,14 @@ def lock(conn, product_id):
     return product
 
 
-def change(conn, product_id, categories, counts):
-    """Make stale what shows this product: itself, the lists, its categories' lists and counts."""
+def change(conn, product_id, categories, moves=False):
+    """Make stale what shows this product: itself, the lists and counts that it is in or was in.
+
+    ``moves`` where it enters a category, or leaves one.
+    """
     categories = [c for c in categories if c]
     cache.change(
-        conn, f"product:{product_id}", "products", *(f"products:{c}" for c in categories),
-        *(["categories", *(f"category:{c}" for c in categories)] if counts else []),
+        conn, f"product:{product_id}", "products", "catalogue",
+        *(f"{shelf}:{c}" for c in categories for shelf in ("products", "catalogue")),
+        *(["categories", *(f"category:{c}" for c in categories)] if moves else []),
     )

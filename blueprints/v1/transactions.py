@@ -35,7 +35,7 @@ class Transactions(MethodView):
         }
         with db.reading() as conn:
             rows = queries.page(conn, **filters, **page.window())
-            total = page.total(lambda estimate: (
+            total = page.total(rows, lambda estimate: (
                 queries.count.estimate if estimate else queries.count)(conn, **filters))
         text, headers = page.render(rows, total, page.next_cursor(rows))
         return answer(text, headers=dict(headers))
