@@ -118,17 +118,17 @@ end
 
 
 class Known(NamedTuple):
-    """Where an answer is kept: its key, its groups, and whether it is dear.
+    """Where an answer is kept and how it is made: its key, its groups, ``find``, its route.
 
-    A dear answer is made by one process of all, and kept after the first request; another only
-    once it is asked for again. ``find`` makes it, where that takes no more than its URL.
+    ``find() -> (text, headers)`` takes nothing from the request. A dear answer is made by one
+    process of all, and kept after the first request; another only once it is asked for again.
     """
 
     key: str
     groups: tuple
-    dear: bool = True
+    find: object
     route: str | None = None
-    find: object = None
+    dear: bool = True
 
 
 class Found(NamedTuple):
@@ -348,9 +348,9 @@ class Slot:
 
 
 class Learned:
-    """Which answers the URLs that were valid before ask for: the last few thousand."""
+    """Which answers the URLs that were valid before ask for: the last two thousand."""
 
-    LARGEST = 4096
+    LARGEST = 2048
 
     def __init__(self):
         self._known = {}
@@ -387,7 +387,7 @@ class Single:
 
     def known(self, number, route=None):
         key = f"{self.name}:{number}"
-        return Known(key, (key, *self.others), False, route, lambda: (self.find(number), ()))
+        return Known(key, (key, *self.others), lambda: (self.find(number), ()), route, dear=False)
 
     def mount(self, app, prefix):
         """Have the door know the resources below a prefix."""
@@ -417,11 +417,11 @@ def key_of(resource, query):
     return f"{resource}:{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}"
 
 
-def fetch(known, compute, encoding=None, found=None):
+def fetch(known, encoding=None, found=None):
     """(entry, whether it was found, whether it is compressed with ``encoding``).
 
-    An entry is bytes: a line about the answer, then its body. Of several who miss at once one runs
-    ``compute``: one of this process, and for a dear answer one of all. What it raises is not kept.
+    An entry is bytes: a line about the answer, then its body. Of several who miss at once one makes
+    it: one of this process, and for a dear answer one of all. What that raises is not kept.
     ``found`` is what the door has looked up already.
     """
     backend = cache.cache
@@ -432,55 +432,58 @@ def fetch(known, compute, encoding=None, found=None):
             time.sleep(POLL_SECONDS)
             found = backend.lookup(known, encoding)
     except RedisClient.Away:
-        return compute(), False, False
+        found = Found(None)
     if found.generation is None:
-        return compute(), False, False
-    if not known.dear and found.entry is None:
-        return _fetch_cheap(known, found.generation, compute, encoding)
+        return _made(known), False, False
+    if known.dear or found.entry is not None:
+        return _fetch_dear(known, found, encoding)
+    return _fetch_cheap(known, found, encoding)
+
+
+def _fetch_dear(known, found, encoding):
     hit, entry, encoded, new = found.entry is not None, found.entry, found.encoded, {}
     try:
         if not hit:
-            entry = new[None] = compute()
+            entry = new[None] = _made(known)
         if encoding and not encoded and len(entry) >= compression.MIN_SIZE:
             entry = new[encoding] = _compressed(entry, encoding)
             encoded = True
     finally:
         if new or not hit:
             with contextlib.suppress(RedisClient.Away):
-                backend.store(known, found.generation, new, unlock=known.dear and not hit)
+                cache.cache.store(known, found.generation, new, unlock=known.dear and not hit)
     return entry, hit, encoded
 
 
-def _fetch_cheap(known, generation, compute, encoding):
-    """``fetch`` of an answer that is kept once it is asked for again."""
-    slot, mine = current_app.extensions["cache_recent"].claim(known.key, generation)
-    entry = slot.fill(compute) if mine else slot.wait()
+def _fetch_cheap(known, found, encoding):
+    slot, mine = current_app.extensions["cache_recent"].claim(known.key, found.generation)
+    entry = slot.fill(lambda: _made(known)) if mine else slot.wait()
     hit = not mine and entry is not None
-    new = {None: entry if entry is not None else compute()}
+    new = {None: entry if entry is not None else _made(known)}
     encoded = encoding is not None and len(new[None]) >= compression.MIN_SIZE
     if encoded:
         new[encoding] = _compressed(new[None], encoding)
     if (hit or len(new[None]) > RECENT_SIZE) and not slot.stored:
         slot.stored, slot.entry = True, slot.entry if hit else None
         with contextlib.suppress(RedisClient.Away):
-            cache.cache.store(known, generation, new, unlock=False)
+            cache.cache.store(known, found.generation, new, unlock=False)
     return new[encoding if encoded else None], hit, encoded
 
 
-def cached(known, compute=None):
-    """The response of a Known: from the cache, or made by ``compute() -> (text, headers)``."""
+def cached(known):
+    """The response of a Known, which the door knows by its URL from then on."""
     here = visit()
-    status, headers, body = answer(here, known, compute or known.find)
+    status, headers, body = answer(here, known)
     if here.known is None and known.dear:
         learned(current_app).learn(here, known, request.url_rule.rule)
     return Response(body, status, headers=headers)
 
 
-def answer(visit, known, compute):
+def answer(visit, known):
     """(status, headers, body) of a Known, for a visit: from the cache, or made."""
     encoding = compression.choose(visit.accepts)
     found = visit.found if visit.known and visit.known.key == known.key else None
-    entry, hit, encoded = fetch(known, lambda: _entry(*compute()), encoding, found)
+    entry, hit, encoded = fetch(known, encoding, found)
     return render(visit, entry, encoding if encoded else None, hit)
 
 
@@ -545,8 +548,9 @@ def _compressed(entry, encoding):
     return head + b"\n" + compression.COMPRESS[encoding](body)
 
 
-def _entry(text, headers=()):
-    """A line of tag and headers, then the body."""
+def _made(known):
+    """The entry of a Known, made now: a line of tag and headers, then the body."""
+    text, headers = known.find()
     body = text.encode()
     line = "\t".join([etag_of(body), *(f"{name}:{value}" for name, value in headers)])
     return line.encode() + b"\n" + body

@@ -82,7 +82,7 @@ class Door:
 
     def ask(self, visit, start_response):
         """The answer of whoever has to make it, as WSGI has it: this may take its time."""
-        if visit.known and visit.known.find:
+        if visit.known:
             answer = self._finished(visit, *self._find(visit))
             self.log.flush()
             start_response(*answer[:2])
@@ -100,7 +100,7 @@ class Door:
         visit.route = visit.known.route
         with self._app.app_context():
             try:
-                return db.again_if_lost(lambda: cache.answer(visit, visit.known, visit.known.find))
+                return db.again_if_lost(lambda: cache.answer(visit, visit.known))
             except Exception as error:
                 return errors.render(errors.problem_of(error), visit.shown_path, visit.id)
 

@@ -26,6 +26,7 @@ class Page:
 
     def __init__(self, query, sort=None):
         self.query, self.limit = query, query["limit"]
+        self.path, self.name = request.path, request.endpoint.rpartition(".")[2]
         self.sort = sort or ("-" if query["order"] == "desc" else "") + query["sort"]
         self.number = None if query["cursor"] else query.get("page") or 1
         self.kept = {k: v for k, v in query.items() if k not in WALKING}
@@ -70,8 +71,8 @@ class Page:
         """An exact count from the cache: counted once a filter, not once a page."""
         key = cache.key_of(f"count:{resource}", {k: v for k, v in self.kept.items()
                                                  if k not in ("sort", "order")})
-        entry, _, _ = cache.fetch(cache.Known(key, groups), lambda: b"%d" % count())
-        return int(entry)
+        entry, _, _ = cache.fetch(cache.Known(key, groups, lambda: (str(count()), ())))
+        return int(entry.partition(b"\n")[2])
 
     def render(self, rows, total, next_cursor):
         """(JSON text, headers) of ``{data, pagination}`` and its Link header (RFC 8288)."""
@@ -88,7 +89,7 @@ class Page:
             given["count"] = self.query["count"]
         kept = {k: str(v).lower() if isinstance(v, bool) else v
                 for k, v in self.kept.items() if v is not None}
-        return f"{request.path}?{urlencode(kept | given | parameters, doseq=True)}"
+        return f"{self.path}?{urlencode(kept | given | parameters, doseq=True)}"
 
     def _links(self, pages, next_cursor):
         links = {"first": self.link() if self.number is None else self.link(page=1)}
@@ -106,7 +107,7 @@ class Page:
 
     def _signer(self):
         # What the cursor is bound to is its salt: another list's or filter's has a wrong signature.
-        bound = cache.key_of(request.endpoint.rpartition(".")[2] + request.path, self.kept)
+        bound = cache.key_of(self.name + self.path, self.kept)
         return URLSafeSerializer(current_app.config["JWT_SECRET_KEY"], salt=bound)
 
     def _read_cursor(self, cursor):

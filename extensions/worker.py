@@ -74,7 +74,7 @@ class Request(message.Request):
     def parse_headers(self, data, from_trailer=False):
         if from_trailer or len(data) > 1024:
             return super().parse_headers(data, from_trailer)
-        key = data, self._peer_is_trusted_proxy()
+        key = data, _host(self.peer_addr)  # whom gunicorn may believe more, or less
         seen = self._seen.get(key)
         if seen is None:
             seen = super().parse_headers(data), self.scheme

@@ -5,9 +5,10 @@ SELECT (
     SELECT row_to_json(r)::text
     FROM (
         SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock,
-               p.category_id, c.name AS category_name, p.created_at, p.updated_at
+               p.category_id,
+               (SELECT name FROM categories WHERE id = p.category_id) AS category_name,
+               p.created_at, p.updated_at
         FROM products p
-        LEFT JOIN categories c ON c.id = p.category_id
         WHERE p.id = k.id
     ) r
 )
@@ -59,9 +60,10 @@ SELECT k.rank, (
     SELECT row_to_json(r)::text
     FROM (
         SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock,
-               p.category_id, c.name AS category_name, p.created_at, p.updated_at
+               p.category_id,
+               (SELECT name FROM categories WHERE id = p.category_id) AS category_name,
+               p.created_at, p.updated_at
         FROM products p
-        LEFT JOIN categories c ON c.id = p.category_id
         WHERE p.id = k.id
     ) r
 ) AS json
@@ -127,11 +129,14 @@ FROM products
 WHERE retired_at IS NULL AND short_grams(search_text) @> ARRAY[lower(%(search)s::text)]
 LIMIT 1001
 
--- Of everything, or of some categories.
--- name: total :value replan
+-- name: total :value
 SELECT coalesce(sum(products), 0)::bigint
 FROM product_counts
-WHERE (%(categories)s::bigint[] IS NULL OR category_id = ANY (%(categories)s))
+
+-- name: total_of :value
+SELECT coalesce(sum(products), 0)::bigint
+FROM product_counts
+WHERE category_id = ANY (%(categories)s::bigint[])
 
 -- name: count :value replan
 SELECT count(*)

@@ -14,7 +14,6 @@ from schemas.categories import Category, CategoryIn
 blp = Blueprint("categories", __name__, url_prefix="/categories",
                 description="Categories of the catalogue")
 queries = db.load("categories")
-everything = cache.Known("categories", ("categories",))
 
 
 @blp.route("")
@@ -23,12 +22,7 @@ class Categories(MethodView):
     @blp.response(200, CategoryList)
     def get(self):
         """List all categories by name, each with its number of products"""
-        return cache.cached(everything, self.list)
-
-    def list(self):
-        with db.reading() as conn:
-            rows = queries.list(conn)
-        return f'{{"data": [{", ".join(rows)}]}}', ()
+        return cache.cached(everything)
 
     @admin
     @blp.arguments(CategoryIn)
@@ -78,6 +72,15 @@ class CategoryById(MethodView):
             queries.delete(conn, id=category_id)
             cache.change(conn, "categories", f"category:{category_id}")
         return nothing()
+
+
+def find_all():
+    with db.reading() as conn:
+        rows = queries.list(conn)
+    return f'{{"data": [{", ".join(rows)}]}}', ()
+
+
+everything = cache.Known("categories", ("categories",), find_all)
 
 
 def find(category_id):

@@ -26,10 +26,9 @@ class Products(MethodView):
         """List products, filtered, searched and sorted; the newest first"""
         page = Page(query)
         groups = tuple(f"products:{c}" for c in query["category_id"] or ()) or ("products",)
-        return cache.cached(
-            cache.Known(cache.key_of(request.path, query), groups),
-            lambda: list_page(page, query),
-        )
+        return cache.cached(cache.Known(
+            cache.key_of(request.path, query), groups, lambda: list_page(page, query)
+        ))
 
     @admin
     @blp.arguments(NewProduct)
@@ -112,7 +111,9 @@ def first_total(page, query, filters):
         return None
     if all(query[name] is None for name in ("min_price", "max_price", "in_stock", "search")):
         with db.reading() as conn:
-            return queries.total(conn, categories=query["category_id"] or None)
+            if query["category_id"]:
+                return queries.total_of(conn, categories=query["category_id"])
+            return queries.total(conn)
     return counted(filters, query, page, False) if page.number > 1 else None
 
 
