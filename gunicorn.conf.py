@@ -2,6 +2,7 @@
 import gc
 import os
 import shutil
+import socket
 import tempfile
 
 import psycopg
@@ -13,6 +14,7 @@ from extensions import settings
 
 wsgi_app = "wsgi:app"
 worker_class = "extensions.worker.Worker"
+logger_class = "extensions.worker.Log"
 try:
     _settings = settings.read()
 except settings.SettingsError as error:
@@ -35,13 +37,37 @@ if _settings["METRICS_TOKEN"]:
 
 
 def on_starting(server):
-    """Before the first worker: in development the schema, and without a database a demo shop."""
+    """Before the first worker: in development the schema, and without a database a demo shop.
+
+    What is in the way is one sentence, and exit code 1.
+    """
+    if not server.LISTENERS and not server.master_pid and "LISTEN_FDS" not in os.environ:
+        for address in server.address:
+            refuse_taken(address)
     app = server.app.wsgi()
     if app.config["APP_ENV"] != "production":
         try:
             prepare(app)
-        except (migrations.MigrationError, psycopg.OperationalError) as error:
+        except migrations.MigrationError as error:
             raise SystemExit(str(error)) from None
+        except psycopg.OperationalError as error:
+            why = str(error).strip().partition("\n")[0].rstrip(".")
+            raise SystemExit(f"The database can't be reached: {why}.") from None
+
+
+def refuse_taken(address):
+    """gunicorn itself would try again for five seconds, and say so six times."""
+    if not isinstance(address, tuple):
+        return
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise SystemExit(
+                f"Can't listen on {address[0]} port {address[1]}: {error.strerror}."
+            ) from None
 
 
 def prepare(app):

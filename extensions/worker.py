@@ -13,6 +13,7 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import re
 import resource
 import selectors
@@ -20,7 +21,7 @@ import socket
 import time
 from functools import partial
 
-from gunicorn import util
+from gunicorn import glogging, util
 from gunicorn.http import message, unreader, wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -501,6 +502,16 @@ class Worker(ThreadWorker):
         for conn in self.connections:
             if conn.state == IDLE:
                 conn.deadline = min(conn.deadline, deadline)
+
+
+class Log(glogging.Logger):
+    """gunicorn's own messages, as lines like all others, to where they go."""
+
+    def setup(self, cfg):
+        self.cfg, self.loglevel = cfg, self.LOG_LEVELS[cfg.loglevel]
+        self._access_log_enabled = False  # the door has its own
+        self.error_log = logging.getLogger("shopfront.gunicorn")
+        self.error_log.setLevel(self.loglevel)
 
 
 def _host(address):
