@@ -28,6 +28,8 @@ SECONDS = Histogram("shopfront_request_seconds", "Time until the response began"
 CACHE = Counter("shopfront_cache_total", "Reads of the response cache", ["result"])
 DEPRECATED = Counter("shopfront_deprecated_requests_total", "Uses of deprecated routes",
                      ["route", "method"])
+# A series lives as long as the process: a client must not be able to make up new ones.
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _told = {}
 
 
@@ -53,7 +55,8 @@ def init_app(app):
 def count(visit, status, headers):
     """Count an answer, as its headers leave."""
     route = visit.route or "none"
-    REQUESTS.labels(visit.method, route, status[:3]).inc()
+    method = visit.method if visit.method in METHODS else "other"
+    REQUESTS.labels(method, route, status[:3]).inc()
     SECONDS.labels(route).observe(time.perf_counter() - visit.started)
     for name, value in headers:
         if name == "X-Cache":
