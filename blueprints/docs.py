@@ -25,8 +25,8 @@ ASSETS = {"swagger-ui.css": SWAGGER, "swagger-ui-bundle.js": SWAGGER, "favicon-3
           "page.js": OWN, "page.css": OWN}
 # What Swagger UI needs and no more: its own files, and its icons, which are data: URLs.
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-          "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-          "frame-ancestors 'none'")
+          "img-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'none'; "
+          "form-action 'none'; frame-ancestors 'none'")
 
 
 @blp.get("/")
