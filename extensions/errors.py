@@ -13,6 +13,7 @@ from flask import Response, request
 from psycopg import errors as pg
 from werkzeug.exceptions import HTTPException
 
+from extensions import logs
 from extensions.visit import visit
 
 log = logging.getLogger("shopfront.errors")
@@ -124,8 +125,10 @@ def init_app(app):
 
 def respond(error):
     """The response for any exception."""
-    here = visit()
-    status, headers, body = render(problem_of(error), here.shown_path, here.id)
+    here, problem = visit(), problem_of(error)
+    if problem.code == "forbidden":
+        logs.event("forbidden", user_id=here.caller_id, method=here.method, path=here.shown_path)
+    status, headers, body = render(problem, here.shown_path, here.id)
     return Response(body, status, headers=headers)
 
 

@@ -561,6 +561,13 @@ def test_changes_of_role_and_address_and_deletion_are_logged_with_who_did_it(
     noted("user_deleted", user_id=user.id, by=admin.id)
 
 
+@pytest.mark.parametrize("path", ["users", "/api/v2/users", f"transactions?user_id={2**62}"])
+def test_who_may_not_do_something_and_tries_is_logged(client, user, noted, path):
+    assert client.get(path, token=user.token, headers=MARKED).status_code == 403
+    path = f"/api/v1/{path}" if path[0] != "/" else path
+    noted("forbidden", user_id=user.id, method="GET", path=path.partition("?")[0])
+
+
 def test_no_password_token_or_hash_is_ever_logged(client, events, capfd, database_url):
     logging.getLogger("shopfront").setLevel(logging.DEBUG)
     person = register(client)
