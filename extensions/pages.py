@@ -1,4 +1,5 @@
 """Pages of a list: cursors, totals, Link headers, around rows that are JSON text already."""
+import hashlib
 import json
 from urllib.parse import urlencode
 
@@ -108,7 +109,8 @@ class Page:
     def _signer(self):
         # What the cursor is bound to is its salt: another list's or filter's has a wrong signature.
         bound = cache.key_of(self.name + self.path, self.kept)
-        return URLSafeSerializer(current_app.config["JWT_SECRET_KEY"], salt=bound)
+        return URLSafeSerializer(current_app.config["JWT_SECRET_KEY"], salt=bound, signer_kwargs={
+            "digest_method": hashlib.sha256, "key_derivation": "hmac"})
 
     def _read_cursor(self, cursor):
         if not cursor:

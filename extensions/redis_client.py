@@ -21,7 +21,7 @@ BEAT = 0.25  # seconds between two heartbeats
 
 @functools.cache
 def _digest(source):
-    return hashlib.sha1(source.encode()).hexdigest()
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()  # as EVALSHA has it
 
 
 class RedisClient:

@@ -1,4 +1,6 @@
 """What SECURITY.md promises: that its tests exist, and those that belong to no other file."""
+import base64
+
 import pytest
 
 METRICS = "metrics-token-of-the-tests"
@@ -17,3 +19,11 @@ def test_every_answer_s_policy_closes_what_default_src_leaves_open(client, path)
     policy = client.get(path).headers["Content-Security-Policy"].split("; ")
     for directive in ("default-src", "object-src", "base-uri", "form-action", "frame-ancestors"):
         assert f"{directive} 'none'" in policy
+
+
+def test_a_cursor_is_signed_with_sha_256(client, make_product):
+    make_product()
+    make_product()
+    cursor = client.get("products?limit=1").json["pagination"]["next_cursor"]
+    signature = cursor.rpartition(".")[2]
+    assert len(base64.urlsafe_b64decode(signature + "=")) == 32
