@@ -1,9 +1,148 @@
 """What SECURITY.md promises: that its tests exist, and those that belong to no other file."""
+import ast
 import base64
+import functools
+import re
+import socket
+import ssl
+import subprocess
+import time
+from email.message import EmailMessage
 
 import pytest
 
+from extensions import jwt, mail
+from tests.conftest import ENOUGH, ROOT
+from tests.test_operations import VERSIONS, read, send
+from tests.test_tokens import altered, claims_of
+
 METRICS = "metrics-token-of-the-tests"
+TEXT = (ROOT / "SECURITY.md").read_text()
+# Every requirement of ASVS 5.0.0 of level 1 or 2, by section: the first and the last number.
+LEVELS_1_AND_2 = """
+    1.1 1-2, 1.2 1-9, 1.3 1-11, 1.4 1-3, 1.5 1-2, 2.1 1-3, 2.2 1-3, 2.3 1-4, 2.4 1-1,
+    3.2 1-2, 3.3 1-4, 3.4 1-6, 3.5 1-5, 3.7 1-2, 4.1 1-3, 4.2 1-1, 4.3 1-2, 4.4 1-4,
+    5.1 1-1, 5.2 1-3, 5.3 1-2, 5.4 1-3, 6.1 1-3, 6.2 1-12, 6.3 1-4, 6.4 1-4, 6.5 1-5,
+    6.6 1-3, 6.8 1-4, 7.1 1-3, 7.2 1-4, 7.3 1-2, 7.4 1-5, 7.5 1-2, 7.6 1-2, 8.1 1-2,
+    8.2 1-3, 8.3 1-1, 8.4 1-1, 9.1 1-3, 9.2 1-4, 10.1 1-2, 10.2 1-2, 10.3 1-4, 10.4 1-11,
+    10.5 1-5, 10.6 1-2, 10.7 1-3, 11.1 1-2, 11.2 1-3, 11.3 1-3, 11.4 1-4, 11.5 1-1,
+    11.6 1-1, 12.1 1-3, 12.2 1-2, 12.3 1-4, 13.1 1-1, 13.2 1-5, 13.3 1-2, 13.4 1-5,
+    14.1 1-2, 14.2 1-4, 14.3 1-3, 15.1 1-3, 15.2 1-3, 15.3 1-7, 16.1 1-1, 16.2 1-5,
+    16.3 1-4, 16.4 1-3, 16.5 1-3, 17.1 1-1, 17.2 1-4, 17.3 1-2
+"""
+
+
+# The document
+
+
+def rows():
+    """[(number, level, what, held by)] of the table of requirements."""
+    return re.findall(r"^\| (\d+\.\d+\.\d+) \| ([12]) \| ([^|]+) \| ([^|]+) \|$", TEXT, re.M)
+
+
+def left_out():
+    """Numbers of chapters, sections and requirements that are said not to apply."""
+    part = TEXT.partition("### Not applicable")[2].partition("\n## ")[0]
+    return [number for names in re.findall(r"^- ([\d., ]+):", part, re.M)
+            for number in names.split(", ")]
+
+
+@functools.cache
+def functions(file):
+    """Names of the tests of a file."""
+    return {node.name for node in ast.parse((ROOT / file).read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+def test_every_test_that_the_document_names_exists():
+    named = re.findall(r"(tests/\w+\.py)::(\w+)", TEXT)
+    assert len(named) > 100
+    missing = [f"{file}::{name}" for file, name in named if name not in functions(file)]
+    assert not missing
+
+
+def test_every_requirement_stands_in_the_document_once():
+    numbers = [number for number, *_ in rows()]
+    assert len(numbers) == len(set(numbers))
+    assert len(numbers) == len(re.findall(r"^\| \d+\.", TEXT, re.M))  # no row has another form
+    out = left_out()
+    covered = [f"{section}.{n}" for section, first, last in
+               re.findall(r"(\d+\.\d+) (\d+)-(\d+)", LEVELS_1_AND_2)
+               for n in range(int(first), int(last) + 1)]
+    assert len(covered) == 253
+    for number in covered:
+        places = numbers.count(number) + sum(f"{number}.".startswith(f"{o}.") for o in out)
+        assert places == 1, number
+    assert set(numbers) <= set(covered)
+
+
+def reasons():
+    """{number: what its last column begins with, or `tests`}."""
+    return {number: "tests" if held.startswith("`tests/") else held.partition(":")[0]
+            for number, *_, held in rows()}
+
+
+@pytest.mark.parametrize(("number", "held"), [(number, held) for number, *_, held in rows()])
+def test_every_row_has_a_test_or_a_reason(number, held):
+    assert reasons()[number] in ("tests", "Design", "Document", "Operator", "Not met")
+    assert re.fullmatch(r"`tests/\w+\.py::\w+`.*|[^:]+: .{10,}", held)
+
+
+def test_the_document_counts_its_rows_right():
+    found = list(reasons().values())
+    sentence = re.search(r"(\d+)\s+apply: (\d+) are held by tests, (\d+) have another reason, "
+                         r"(\d+) are not\s+met", TEXT)
+    tests, unmet = found.count("tests"), found.count("Not met")
+    others = len(found) - tests - unmet
+    assert [int(n) for n in sentence.groups()] == [len(found), tests, others, unmet]
+
+
+# The code
+
+
+def python_files():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT,
+                            capture_output=True, text=True, check=True).stdout.split()
+    return [ROOT / name for name in listed if not name.startswith("tests/")]
+
+
+DANGEROUS = {"eval", "exec", "compile", "__import__", "system", "popen", "render_template_string",
+             "from_string", "Markup", "md5"}
+STARTS_SERVERS = {"db/embedded.py"}  # development's; every argument is its own
+
+
+def test_nothing_runs_what_it_is_given():
+    """No eval, no shell, no unsafe format, no templates, no weak hash, in what serves."""
+    for file in python_files():
+        name, tree = str(file.relative_to(ROOT)), ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                module = getattr(getattr(node.func, "value", None), "id", "")
+                keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+                assert "shell" not in keywords, name
+                assert called not in DANGEROUS or module == "re", (name, called)
+                assert called != "sha1" or not keywords["usedforsecurity"].value, name
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", "")}
+                assert not modules & {"pickle", "marshal", "shelve", "yaml", "xml", "jinja2"}, name
+                assert "subprocess" not in modules or name in STARTS_SERVERS, name
+
+
+def test_what_is_installed_has_one_version():
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            assert re.fullmatch(r"(#.*|-r requirements\.txt|[\w\[\],.-]+==[\w.]+(;.*)?|)", line)
+
+
+def test_the_image_takes_only_what_is_named():
+    first, *lines = (ROOT / ".dockerignore").read_text().split()
+    assert first == "*"
+    taken = {line[1:] for line in lines if line.startswith("!")}
+    assert not taken & {".", "*", ".git", ".env", "instance", "tests"}
+
+
+# What is served
 
 
 def test_a_made_up_method_makes_no_new_series(client):
@@ -27,3 +166,144 @@ def test_a_cursor_is_signed_with_sha_256(client, make_product):
     cursor = client.get("products?limit=1").json["pagination"]["next_cursor"]
     signature = cursor.rpartition(".")[2]
     assert len(base64.urlsafe_b64decode(signature + "=")) == 32
+
+
+@pytest.mark.parametrize("path", [
+    "/.git/HEAD", "/.git/config", "/.gitignore", "/.env", "/.svn/entries", "/app.py", "/instance/",
+    "/instance/jwt_secret_key", "/docs/", "/docs", "/problems", "/static/", "/console", "/debug",
+    "/server-status", "/admin", "/actuator", "/phpinfo.php", "/api/v1/metrics", "/backup.sql",
+])
+def test_no_file_folder_or_console_is_served(client, path):
+    assert client.get(path).status_code == 404
+
+
+def test_a_fault_tells_nothing_in_debug_mode_either(make_app):
+    app = make_app()
+    app.debug = True
+
+    def fault():
+        raise RuntimeError("a secret in /srv/shop.py")
+    app.view_functions["health.ready"] = fault
+    answer = app.test_client().get("/health/ready?__debugger__=yes&cmd=resource&f=style.css")
+    assert answer.status_code == 500
+    assert not re.search("secret|Traceback|RuntimeError|shop.py|werkzeug", answer.text)
+
+
+@pytest.mark.parametrize("line", ["TRACE /api/v1/products", "TRACE /", "TRACK /",
+                                  "CONNECT example.com:443", "CONNECT /"])
+def test_no_request_is_echoed_or_passed_on(server, line):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+        wire.sendall(f"{line} HTTP/1.1\r\nHost: shop\r\nX-Word: sesame\r\n"
+                     "Connection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: wire.recv(65536), b""))
+    assert int(answer.split()[1]) in (400, 404, 405)
+    assert b"sesame" not in answer
+
+
+def test_no_version_of_anything_is_told(server):
+    for path in ("/health", "/nowhere", "users", "products"):
+        headers = server.call("GET", path).headers
+        assert re.fullmatch("[a-z]+", headers["Server"])
+        assert not {"Via", "X-Powered-By", "X-Runtime", "X-AspNet-Version"} & set(headers)
+
+
+@pytest.mark.parametrize("path", [
+    "/", "/api/v1/docs", "/docs/page.js", "/docs/page.css", "/docs/swagger-ui.css", "/metrics",
+    "/docs/swagger-ui-bundle.js", "reports/transactions?start_date=2026-01-01&end_date=2026-01-02"
+    "&format=csv", "products", "/nowhere", "/api/v1/openapi.json"])
+def test_every_body_says_what_it_is_and_text_in_which_letters(server, admin, path):
+    answer = server.call("GET", path, token=METRICS if path == "/metrics" else admin.token)
+    kind, _, parameters = answer.headers["Content-Type"].partition(";")
+    assert answer.body
+    assert "charset=utf-8" in parameters or not kind.startswith("text/")
+
+
+def test_no_answer_sets_a_cookie(client, user):
+    login = {"email": user.email, "password": user.password}
+    answers = [client.post("auth/login", json=login), client.get("users/me", token=user.token),
+               client.post("auth/refresh", json={"refresh_token": user.refresh_token}),
+               client.get("/api/v1/docs"), client.post("auth/logout", token=user.token)]
+    assert {answer.status_code for answer in answers} == {200, 204}
+    assert not any("Set-Cookie" in answer.headers for answer in answers)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_answer_that_needs_a_token_is_kept_by_others(app, client, admin, version):
+    ids = {"user": admin.id}
+    found = {o.path: send(client, o, ids, token=admin.token) for o in read(app, version)
+             if o.method == "GET" and "401" in o.responses}
+    assert len(found) == 7
+    for path, answer in found.items():
+        kept = answer.headers["Cache-Control"]
+        assert kept == "no-store" or ("private" in kept and "Authorization" in answer.vary), path
+
+
+# Where it leads
+
+
+@pytest.mark.parametrize("headers", [
+    {"Host": "evil.example"}, {"X-Forwarded-Host": "evil.example"}, {"X-Forwarded-Proto": "http"},
+    {"X-Forwarded-Prefix": "//evil.example"}, {"Forwarded": "host=evil.example"},
+])
+def test_no_header_leads_away_from_here(make_app, make_client, headers):
+    shop = make_client(make_app(APP_ENV="production", TRUSTED_PROXIES="1"))
+    answer = shop.get("/", headers=headers | {"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/api/v1/docs")
+    for path in ("products", "/health", "/nowhere"):
+        answer = shop.get(path, headers=headers)
+        assert answer.status_code in (200, 404)  # no silent way to https, which would hide a leak
+        assert "evil" not in str(answer.headers) + answer.text
+
+
+# Tokens and mails
+
+
+def test_a_token_that_was_known_as_good_ends_with_its_time(client, user, monkeypatch):
+    token = altered(claims_of(user.token), exp=int(time.time()) + 60)
+    assert client.get("users/me", token=token).status_code == 200
+    later = time.time() + 61
+    monkeypatch.setattr(jwt.time, "time", lambda: later)
+    answer = client.get("users/me", token=token)
+    assert (answer.status_code, answer.json["code"]) == (401, "token_expired")
+
+
+class FakeServer:
+    """smtplib's, for an SMTP server that offers nothing."""
+
+    def __init__(self, host, port, timeout, context=None):
+        FakeServer.calls = [("connect", context)]
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, kwargs.get("context")))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def has_extn(self, name):
+        return False
+
+
+@pytest.mark.parametrize("url", ["smtps://ada:secret@mail", "smtp://ada:secret@mail:587"])
+def test_a_mail_password_goes_to_a_server_that_proved_its_name(monkeypatch, url):
+    monkeypatch.setattr(mail.smtplib, "SMTP", FakeServer)
+    monkeypatch.setattr(mail.smtplib, "SMTP_SSL", FakeServer)
+    mail.deliver(url, EmailMessage())
+    names = [name for name, _ in FakeServer.calls]
+    before = FakeServer.calls[:names.index("login")]
+    context, = [context for _, context in before if context]
+    assert context.check_hostname
+    assert context.verify_mode == ssl.CERT_REQUIRED
+
+
+# Who asks too much
+
+
+def test_a_list_of_the_whole_shop_takes_many_counted_requests(make_app, make_client):
+    shop = make_client(make_app(RATE_LIMIT="3 per 15 minutes", LOGIN_RATE_LIMIT=ENOUGH),
+                       address="192.0.2.77")
+    assert shop.get("products?limit=101").status_code == 422
+    statuses = [shop.get(f"products?limit=100&page={page}").status_code for page in (1, 2, 3)]
+    assert statuses == [200, 200, 429]
