@@ -297,7 +297,7 @@ def test_a_fault_of_ours_is_500_and_tells_nothing(make_app, make_client, make_da
     shop = make_client(make_app(DATABASE_URL=url, CACHE_TYPE="NullCache", LOG_LEVEL="ERROR"))
     with psycopg.connect(url) as conn:
         conn.execute("ALTER TABLE products RENAME COLUMN stock TO stocked")
-    for path in ("products", "products/1"):
+    for path in ("products?count=none", "products/1"):
         problem(shop.get(path), 500, "internal_error")
 
 
