@@ -1,0 +1,86 @@
+"""What a request costs before its view: calls to Redis, and nothing asked twice."""
+import itertools
+import re
+
+import pytest
+import redis
+
+from tests.conftest import unique
+
+
+@pytest.fixture
+def asked(redis_url):
+    """A function that calls something and returns which commands Redis got meanwhile."""
+    number = int(re.search(r"\d+$", redis_url)[0])
+    with redis.Redis.from_url(redis_url) as memory:
+        def ask(work):
+            marker = unique("marker")
+            with memory.monitor() as monitor:
+                work()
+                memory.echo(marker)
+                seen = itertools.takewhile(lambda c: marker not in c["command"], monitor.listen())
+                return [command["command"].split()[0].upper() for command in seen
+                        if command["db"] == number and command["client_type"] != "lua"]
+        yield ask
+
+
+def calls(commands):
+    """The commands, without the heartbeat's and those of a new connection."""
+    return [word for word in commands if word not in ("PEXPIRE", "PING", "SELECT", "CLIENT")]
+
+
+@pytest.mark.parametrize("path", ["products?limit=3", "categories", "products?sort=price"])
+def test_a_known_answer_is_one_call_to_redis(client, asked, path):
+    for _ in range(2):
+        client.get(path)
+    assert calls(asked(lambda: client.get(path))) == ["EVALSHA"]
+
+
+def test_a_product_never_asked_for_is_one_call_to_redis(client, asked, make_product):
+    product = make_product()
+    assert calls(asked(lambda: client.get(f"products/{product['id']}"))) == ["EVALSHA"]
+
+
+def test_a_refused_request_is_one_call_to_redis(make_app, make_client, asked):
+    visitor = make_client(make_app(RATE_LIMIT="1 per 15 minutes"), "192.0.2.77")
+    visitor.get("categories")
+    assert calls(asked(lambda: visitor.get("products?page=3"))) == ["EVALSHA"]
+
+
+def test_a_signed_in_read_is_one_call_to_redis(client, asked, user):
+    client.get("users/me", token=user.token)
+    assert calls(asked(lambda: client.get("users/me", token=user.token))) == ["EVALSHA"]
+
+
+def test_a_purchase_counts_marks_and_renews(client, asked, user, make_product):
+    items = [{"product_id": make_product()["id"], "quantity": 1} for _ in range(3)]
+    def buy():
+        return client.post("transactions", token=user.token, json={"items": items})
+    buy()
+    assert calls(asked(buy)) == ["EVALSHA"] * 3
+
+
+def test_what_needs_nothing_asks_nobody(client, asked):
+    for path in ("/health", "/health/live"):
+        assert calls(asked(lambda path=path: client.get(path))) == []
+
+
+def test_a_known_answer_keeps_every_promise(client, make_product):
+    """What the door says is what the view said: but for whose it is, and what is left."""
+    path = f"products?search={make_product(description='x' * 2000)['name']}"
+    varying = re.compile("X-Request-ID|X-RateLimit-(Remaining|Reset)|RateLimit$|X-Cache|Date")
+    def said(response):
+        return {k: v for k, v in response.headers.items() if not varying.fullmatch(k)}
+    for headers in ({}, {"Accept-Encoding": "br"}, {"Accept-Encoding": "gzip;q=0.5, zstd"}):
+        first = client.get(path, headers=headers)
+        client.get(path, headers=headers)
+        again = client.get(path, headers=headers)
+        assert (again.headers["X-Cache"], again.data) == ("hit", first.data)
+        assert said(again) == said(first)
+        tag = headers | {"If-None-Match": first.headers["ETag"]}
+        unchanged = client.get(path, headers=tag)
+        assert (unchanged.status_code, unchanged.data) == (304, b"")
+        assert unchanged.headers["ETag"] == first.headers["ETag"]
+        head = client.head(path, headers=headers)
+        assert head.data == b""
+        assert head.headers["Content-Length"] == again.headers["Content-Length"]
