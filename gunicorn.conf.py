@@ -25,7 +25,7 @@ threads = _settings["WEB_THREADS"]
 preload_app = True
 keepalive = 15
 timeout = 60
-graceful_timeout = 30
+graceful_timeout = 30 + _settings["DRAIN_SECONDS"]
 # The control socket has one path for every instance of a user.
 control_socket_disable = True
 # Heartbeats are file times: on a disk they would wait for the disk.

@@ -65,21 +65,28 @@ def pair(user_id, session_id, generation):
     }
 
 
+def keys():
+    """The keys whose signatures hold: the one that signs, and the one before."""
+    config = current_app.config
+    return tuple(filter(None, (config["JWT_SECRET_KEY"], config["JWT_SECRET_KEY_PREVIOUS"])))
+
+
 def decode(token, kind):
     """The claims of a token of this kind; a Problem (401) for anything that is not one."""
-    claims = _verified(token, kind, current_app.config["JWT_SECRET_KEY"])
+    claims = _verified(token, kind, keys())
     if claims["exp"] <= time.time():
         raise Problem("token_expired")
     return claims
 
 
 @functools.lru_cache(maxsize=4096)
-def _verified(token, kind, key):
+def _verified(token, kind, keys):
     """``decode``, but for time going on: what is signed stays signed.
 
     PyJWT is called with the extension's settings, not through it: the extension takes a token
     without ``type`` or ``exp`` for good.
     """
+    key, *others = keys
     try:
         claims = pyjwt.decode(
             token, key, algorithms=[ALGORITHM], issuer=ISSUER, audience=AUDIENCE,
@@ -92,6 +99,10 @@ def _verified(token, kind, key):
         if not all(type(claims.get(n)) is int and 0 <= claims[n] < 2**63 for n in numbers):
             raise ValueError("a number that the database can't have")
         return claims
+    except pyjwt.InvalidSignatureError:
+        if others:
+            return _verified(token, kind, tuple(others))
+        raise Problem("authentication_required", "The token is not valid.") from None
     except pyjwt.ExpiredSignatureError:
         raise Problem("token_expired") from None
     except (pyjwt.InvalidTokenError, ValueError, TypeError, OverflowError):

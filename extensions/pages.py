@@ -3,10 +3,10 @@ import hashlib
 import json
 from urllib.parse import urlencode
 
-from flask import current_app, request
+from flask import request
 from itsdangerous import BadData, URLSafeSerializer
 
-from extensions import cache
+from extensions import cache, jwt
 from extensions.errors import invalid
 
 WALKING = ("cursor", "page", "limit", "count")
@@ -48,7 +48,7 @@ class Page:
         del rows[self.limit:]
         last = json.loads(rows[-1])
         value = key(last) if key else last[self.sort.lstrip("-")]
-        return self._signer().dumps([value, last["id"]])
+        return self._signer(jwt.keys()[0]).dumps([value, last["id"]])
 
     @property
     def offset(self):
@@ -106,20 +106,20 @@ class Page:
                 links["last"] = self.link(page=max(1, pages))
         return ", ".join(f'<{url}>; rel="{name}"' for name, url in links.items())
 
-    def _signer(self):
+    def _signer(self, key):
         # What the cursor is bound to is its salt: another list's or filter's has a wrong signature.
         bound = cache.key_of(self.name + self.path, self.kept)
-        return URLSafeSerializer(current_app.config["JWT_SECRET_KEY"], salt=bound, signer_kwargs={
+        return URLSafeSerializer(key, salt=bound, signer_kwargs={
             "digest_method": hashlib.sha256, "key_derivation": "hmac"})
 
     def _read_cursor(self, cursor):
         if not cursor:
             return None, None
-        try:
-            after, after_id = self._signer().loads(cursor)
-            if self._signer().dumps([after, after_id]) != cursor:  # base64 has several spellings
-                raise ValueError
-            return after, int(after_id)
-        except (BadData, ValueError, TypeError):
-            raise invalid("cursor", "Not a cursor of this list, filter and order.",
-                          "query") from None
+        for signer in map(self._signer, jwt.keys()):
+            try:
+                after, after_id = signer.loads(cursor)
+                if signer.dumps([after, after_id]) == cursor:  # base64 has several spellings
+                    return after, int(after_id)
+            except (BadData, ValueError, TypeError):
+                pass
+        raise invalid("cursor", "Not a cursor of this list, filter and order.", "query")

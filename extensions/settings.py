@@ -100,6 +100,8 @@ SETTINGS = (
     Setting("JWT_SECRET_KEY", "", text,
             "signs tokens and cursors, 32 bytes or more. Empty in development: made once and kept "
             "under `instance/`"),
+    Setting("JWT_SECRET_KEY_PREVIOUS", "", text,
+            "the key before: what it has signed holds, so that keys change with nobody logged out"),
     Setting("ACCESS_TOKEN_MINUTES", "15", whole(1, 1440), "life of an access token"),
     Setting("REFRESH_TOKEN_DAYS", "7", whole(1, 365), "life of an unused refresh token"),
     Setting("SESSION_MAX_DAYS", "90", whole(1, 3650), "life of a session, however much it is used"),
@@ -129,7 +131,12 @@ SETTINGS = (
     Setting("WEB_THREADS", "16", whole(1, 256), "threads a worker"),
     Setting("POOL_MAX_SIZE", "10", whole(1, 256), "database connections a worker"),
     Setting("STATEMENT_TIMEOUT_MS", "10000", whole(100, 600000), "time-out of one SQL statement"),
+    Setting("DRAIN_SECONDS", "0", whole(0, 600),
+            "after TERM: how long `/health/ready` says 503 before the socket closes"),
 )
+# Each may stand in a file instead, that NAME_FILE names.
+SECRETS = ("DATABASE_URL", "DATABASE_READ_URL", "REDIS_URL", "JWT_SECRET_KEY",
+           "JWT_SECRET_KEY_PREVIOUS", "SMTP_URL", "METRICS_TOKEN")
 
 
 def read(environ=None, **overrides):
@@ -137,8 +144,9 @@ def read(environ=None, **overrides):
 
     Raises SettingsError with one message that names all that is missing, malformed or weak.
     """
-    environ = os.environ if environ is None else environ
+    environ = dict(os.environ if environ is None else environ)
     values, wrong = {}, []
+    environ = environ | dict(_from_files(environ, wrong))
     for setting in SETTINGS:
         raw = overrides.get(setting.name, environ.get(setting.name, setting.default))
         try:
@@ -146,13 +154,27 @@ def read(environ=None, **overrides):
         except ValueError as why:
             values[setting.name] = setting.parse(setting.default)
             wrong.append(f"{setting.name} {why}")
-    key = values["JWT_SECRET_KEY"]
     if values["APP_ENV"] == "production":
         for name in ("DATABASE_URL", "REDIS_URL", "JWT_SECRET_KEY"):
             if not values[name]:
                 wrong.append(f"{name} is not set")
-    if key and len(key.encode()) < 32:
-        wrong.append("JWT_SECRET_KEY has fewer than 32 bytes")
+    for name in ("JWT_SECRET_KEY", "JWT_SECRET_KEY_PREVIOUS"):
+        if values[name] and len(values[name].encode()) < 32:
+            wrong.append(f"{name} has fewer than 32 bytes")
     if wrong:
         raise SettingsError("The settings won't do: " + "; ".join(wrong) + ".")
     return values | {k: v for k, v in overrides.items() if k not in values}
+
+
+def _from_files(environ, wrong):
+    """(name, value) of every secret that stands in a file, without the line's end."""
+    for name in SECRETS:
+        if path := environ.get(f"{name}_FILE"):
+            if environ.get(name):
+                wrong.append(f"{name} and {name}_FILE are both set")
+            try:
+                with open(path, encoding="utf-8") as file:
+                    yield name, file.read().rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                why = getattr(error, "strerror", None) or "it is not UTF-8"
+                wrong.append(f"{name}_FILE can't be read: {why}")

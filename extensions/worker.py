@@ -162,10 +162,15 @@ class Worker(ThreadWorker):
         app = self.app.wsgi()
         self.door, self.draining = app.extensions["door"], app.extensions["draining"]
         self.largest = app.config["MAX_CONTENT_LENGTH"]
+        self.drain_seconds, self.leaves = app.config["DRAIN_SECONDS"], None
 
     def handle_exit(self, sig, frame):
+        """TERM: say 'draining' to whoever asks, for a while, and leave then."""
         self.draining.set()
-        super().handle_exit(sig, frame)
+        if self.drain_seconds and self.alive:
+            self.leaves = self.leaves or time.monotonic() + self.drain_seconds
+        else:
+            super().handle_exit(sig, frame)
 
     def notify(self):
         now = time.monotonic()
@@ -485,6 +490,8 @@ class Worker(ThreadWorker):
         if not force and now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
+        if self.leaves and now > self.leaves:
+            self.alive = False
         for conn in list(self.connections):
             if force or (conn.state != BUSY and conn.deadline < now):
                 if conn.state in (HEAD, BODY) and conn.data and not force:

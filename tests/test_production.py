@@ -1,15 +1,17 @@
 """Production embeds nothing, seeds nothing, defaults no secret, and says at once what is wrong."""
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import psycopg
 import pytest
 
 from extensions import settings
 from extensions.settings import SETTINGS, SettingsError
-from tests.conftest import ENOUGH, ROOT, Server, execute
+from tests.conftest import ENOUGH, ROOT, Server, execute, register
 
 KEY = "k" * 32
 GOOD = {"APP_ENV": "production", "DATABASE_URL": "postgresql://db/shop",
@@ -147,3 +149,52 @@ def test_the_example_file_switched_on_changes_nothing():
     environ = {name: value for name, value in example().items() if name in DEFAULTS}
     own = {"WEB_CONCURRENCY": settings.read({})["WEB_CONCURRENCY"]}  # this machine's cores
     assert settings.read(environ) | own == settings.read({})
+
+
+# Secrets
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path):
+    for name in settings.SECRETS:
+        file = tmp_path / name
+        file.write_text(f"{GOOD.get(name, 'smtp://mail/' + 'x' * 30)}\n")
+        given = {key: value for key, value in GOOD.items() if key != name}
+        read = settings.read(given | {f"{name}_FILE": str(file)})
+        assert read[name] == file.read_text().strip()
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path):
+    assert "JWT_SECRET_KEY_FILE can't be read: No such file" in complaint(
+        JWT_SECRET_KEY="", JWT_SECRET_KEY_FILE=str(tmp_path / "none"))
+    assert "REDIS_URL and REDIS_URL_FILE are both set" in complaint(REDIS_URL_FILE=__file__)
+
+
+def test_a_key_is_changed_with_nobody_logged_out(make_app, make_client, make_product):
+    old, new = "o" * 40, "n" * 40
+    before = make_client(make_app(JWT_SECRET_KEY=old))
+    person = register(before)
+    for _ in range(2):
+        make_product()
+    cursor = before.get("products?limit=1").json["pagination"]["next_cursor"]
+    after = make_client(make_app(JWT_SECRET_KEY=new, JWT_SECRET_KEY_PREVIOUS=old))
+    assert after.get("users/me", token=person.token).status_code == 200
+    assert after.get(f"products?limit=1&cursor={cursor}").status_code == 200
+    fresh = after.post("auth/refresh", json={"refresh_token": person.refresh_token}).json
+    last = make_client(make_app(JWT_SECRET_KEY=new))
+    assert last.get("users/me", token=fresh["token"]).status_code == 200
+    assert last.get("users/me", token=person.token).status_code == 401
+    assert before.get("users/me", token=fresh["token"]).status_code == 401
+
+
+def test_a_node_that_is_told_to_go_drains_first(serve):
+    server = serve(workers=1, DRAIN_SECONDS="2")
+    assert server.call("GET", "/health/ready").status == 200
+    server.process.send_signal(signal.SIGTERM)
+    begun, statuses = time.monotonic(), set()
+    while time.monotonic() - begun < 1.5:
+        assert server.call("GET", "/api/v1/categories").status == 200
+        statuses.add(server.call("GET", "/health/ready").status)
+        time.sleep(0.1)
+    assert 503 in statuses
+    server.process.wait(10)
+    assert 1.9 < time.monotonic() - begun < 6
