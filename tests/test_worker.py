@@ -2,9 +2,11 @@
 import contextlib
 import json
 import re
+import signal
 import socket
 import time
 
+import psycopg
 import pytest
 from werkzeug.datastructures import Headers
 
@@ -206,3 +208,32 @@ def test_a_client_that_reads_slowly_gets_everything_and_holds_nobody_up(serve, m
         sizes = [len(json.loads(wire.answer()[2])["data"]) for _ in range(4)]
         assert sizes == [100] * 4
         sock.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
+def test_whatever_is_under_way_is_finished_when_a_worker_leaves(serve, database_url, how):
+    server = serve(workers=1, CACHE_TYPE="NullCache")
+    body = b'{"email": "a@example.com", "password": "some password"}'
+    login = post("/api/v1/auth/login", len(body)) + body
+    listing = b"GET /api/v1/categories HTTP/1.1\r\nHost: shop\r\n\r\n"
+    with contextlib.ExitStack() as wires, psycopg.connect(database_url) as locker:
+        head, half, idle, made, read = (wires.enter_context(Wire(server, data)) for data in (
+            GET[:20], login[:-10], GET, listing, listing * 2))
+        assert idle.answer()[0] == 200
+        assert made.answer()[0] == read.answer()[0] == 200
+        locker.execute("LOCK TABLE categories IN ACCESS EXCLUSIVE MODE")
+        made.send(listing)
+        time.sleep(0.3)
+        server.process.send_signal(how)
+        time.sleep(0.5)
+        for wire, rest in ((head, GET[20:]), (half, login[-10:]), (idle, GET)):
+            wire.send(rest)
+            status, headers, _ = wire.answer()
+            assert (status in (200, 401), headers["Connection"]) == (True, "close")
+        locker.rollback()
+        for wire in (made, read):
+            assert wire.answer()[0] == 200
+        if how == signal.SIGTERM:
+            assert server.process.wait(10) == 0
+        else:
+            assert wires.enter_context(Wire(server, GET)).answer()[0] == 200
