@@ -126,6 +126,8 @@ SETTINGS = (
     Setting("V1_USERS_GONE", "0", flag, "answer v1's `/users` with 410 from that day on"),
     Setting("METRICS_TOKEN", "", text, "the bearer token for `/metrics`. Empty: no metrics"),
     Setting("LOG_LEVEL", "INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR"), "least level logged"),
+    Setting("LOG_FORMAT", "", one_of("", "json", "text"),
+            "`json`, or `text` for people. Unset: text in development on a terminal, else JSON"),
     Setting("LOG_DIR", "", text, "also log to rotated files in this folder"),
     Setting("WEB_CONCURRENCY", "", workers, "worker processes. Unset: one a core, at least 2"),
     Setting("WEB_THREADS", "16", whole(1, 256), "threads a worker"),

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -115,6 +116,30 @@ def test_the_files_hold_what_stdout_says(site):
         return sorted(said) == sorted((site.logs / "app.log").read_text().splitlines())
 
     eventually(same)  # the mail thread may be writing a line just now
+
+
+@pytest.mark.parametrize(("env", "for_people"), [
+    ({}, True), ({"LOG_FORMAT": "json"}, False),
+    ({"APP_ENV": "production", "LOG_FORMAT": ""}, False),
+    ({"APP_ENV": "production", "LOG_FORMAT": "text"}, True),
+])
+def test_on_a_terminal_in_development_lines_are_for_people(settings, env, for_people):
+    """Run at the other end of a terminal of the test's own."""
+    code = ("from app import create_app; import logging; app = create_app();"
+            "app.test_client().get('/nowhere%0A', headers={'X-Request-ID': 'mine'});"
+            "logging.getLogger('shopfront.x').warning('careful', extra={'who': 'a\\x1b[7mb'})")
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, check=True,
+                   env=os.environ | settings | {"LOG_LEVEL": "INFO"} | env)
+    os.close(theirs)
+    first, second = os.read(ours, 10000).decode().splitlines()
+    os.close(ours)
+    if for_people:
+        assert re.fullmatch(r"\d\d:\d\d:\d\d \x1b\[33m404\x1b\[0m GET /nowhere\\x0a"
+                            r"\x1b\[2m \d+\.\d ms\x1b\[22m", first)
+        assert re.search(r"WARNING careful\x1b\[2m who=a\\x1b\[7mb", second)
+    else:
+        assert (json.loads(first)["request_id"], json.loads(second)["who"]) == ("mine", "a\x1b[7mb")
 
 
 def test_an_error_is_in_both_files_with_its_traceback_and_not_in_the_answer(site):
