@@ -4,6 +4,7 @@
     python -m tests.bench sales [--sales 2500000]          reports, sums, sales a second, memory
     python -m tests.bench storage [--copies 9]             the same shop, with ten years of sales
     python -m tests.bench accounts                         a login's parts, what a token check costs
+    python -m tests.bench growth [--quick] [--out docs]    by products, connections, workers: charts
 
 Everything runs in a folder of its own under the temporary directory, with servers of its own, and
 goes with it; --keep FOLDER keeps the database for the next run.
@@ -26,7 +27,9 @@ import psycopg
 
 from db.seed import PASSWORD
 from extensions import passwords
+from tests.bench.growth import growth
 from tests.bench.shop import login, shop, show, timed
+from tests.conftest import ROOT
 
 
 def catalogue(args):
@@ -266,14 +269,16 @@ def cpu(server, token, requests=1500):
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["catalogue", "sales", "storage", "accounts"])
+    parser.add_argument("what", choices=["catalogue", "sales", "storage", "accounts", "growth"])
     parser.add_argument("--products", type=int, default=1_000_000)
     parser.add_argument("--sales", type=int, default=2_500_000)
     parser.add_argument("--copies", type=int, default=9)
     parser.add_argument("--keep", help="a folder to keep the database in")
+    parser.add_argument("--quick", action="store_true", help="growth: small, to see that it works")
+    parser.add_argument("--out", default=ROOT / "docs", help="growth: a folder for its files")
     args = parser.parse_args()
-    {"catalogue": catalogue, "sales": sales, "storage": storage, "accounts": accounts}[
-        args.what](args)
+    {"catalogue": catalogue, "sales": sales, "storage": storage, "accounts": accounts,
+     "growth": growth}[args.what](args)
 
 
 if __name__ == "__main__":
