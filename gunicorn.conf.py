@@ -1,6 +1,9 @@
 """How gunicorn runs the shop: ``gunicorn`` in this folder reads this file by itself."""
+import contextlib
+import fcntl
 import gc
 import os
+import pathlib
 import shutil
 import socket
 import tempfile
@@ -32,8 +35,35 @@ control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 loglevel = "warning"
 
-if _settings["METRICS_TOKEN"]:
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="shopfront-metrics-"))
+
+def _locked(folder):
+    """Lock a folder, for as long as this process or one forked from it lives."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _metrics_folder():
+    """A new folder for the figures of all workers. Those of masters that were killed go."""
+    shared = pathlib.Path(tempfile.gettempdir())
+    for old in shared.glob("shopfront-metrics-[0-9]*-*"):
+        with contextlib.suppress(OSError):  # in use, or somebody else's
+            handle = _locked(old)
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(handle)
+    new = pathlib.Path(tempfile.mkdtemp(prefix="shopfront-new-"))
+    _locked(new)  # before it has the name by which others find it
+    folder = shared / new.name.replace("new", f"metrics-{os.getpid()}", 1)
+    return str(new.rename(folder))
+
+
+# Set already: by the operator, or before this file is read again.
+if _settings["METRICS_TOKEN"] and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics_folder()
 
 
 def on_starting(server):

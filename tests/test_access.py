@@ -1,5 +1,7 @@
 """Who may call what: what the views declare, which test_access_matrix.py takes at their word."""
 import re
+import signal
+import time
 
 import pytest
 
@@ -69,3 +71,32 @@ def test_metrics_are_for_who_has_their_token(client, admin):
     assert client.get("/metrics").status_code == 401
     assert client.get("/metrics", token=admin.token).status_code == 401
     assert client.get("/metrics", token="metrics-token-of-the-tests").status_code == 200
+
+
+def test_the_figures_of_a_killed_gunicorn_go_and_those_of_a_living_one_stay(serve, tmp_path):
+    def start():
+        return serve(workers=1, TMPDIR=str(tmp_path))
+
+    def folders():
+        return {path.name for path in tmp_path.glob("shopfront-*")}
+
+    living, before = start(), folders()
+    killed = start()
+    left = folders() - before
+    assert (len(before), len(left)) == (1, 1)
+    killed.stop(signal.SIGKILL)
+    assert folders() == before | left
+    last = start()
+    assert before < folders()
+    assert not left & folders()
+    old, end = living.worker_pids, time.monotonic() + 30
+    living.process.send_signal(signal.SIGHUP)  # reads gunicorn.conf.py once more
+    while set(living.worker_pids) & set(old):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    figures = living.call("GET", "/metrics", token="metrics-token-of-the-tests").body
+    assert b"shopfront_requests_total{" in figures
+    last.stop()
+    assert folders() == before
+    living.stop()
+    assert folders() == set()
