@@ -26,6 +26,7 @@ workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["WEB_THREADS"]
 # Loaded once, shared by the workers' memory; nothing in it holds a connection yet.
 preload_app = True
+forwarder_headers = ""  # no header moves SCRIPT_NAME, whoever sends it
 keepalive = 15
 timeout = 60
 graceful_timeout = 30 + _settings["DRAIN_SECONDS"]

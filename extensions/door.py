@@ -107,8 +107,8 @@ class Door:
     def _answer(self, visit):
         try:
             made = self._make(visit)
-        except Problem as problem:
-            return self.refuse(visit, problem)
+        except Exception as error:
+            return self.refuse(visit, errors.problem_of(error))
         return made and self._finished(visit, *made)
 
     def _make(self, visit):

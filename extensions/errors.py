@@ -60,6 +60,8 @@ PROBLEMS = {
     "request_timeout": (408, "Request timeout",
         "The request did not arrive whole in time. Send it again, in one go."),
     "payload_too_large": (413, "Payload too large", "The body is over the limit of 10 MB."),
+    "uri_too_long": (414, "URI too long",
+        "The request line is over the limit of 4094 bytes. Ask for less in one query."),
     "unsupported_media_type": (415, "Unsupported media type",
         "Send application/json, or a form where the body is flat."),
     "validation_failed": (422, "Validation failed",
@@ -68,6 +70,8 @@ PROBLEMS = {
         "This Idempotency-Key belongs to another request. Use a new key for a new request."),
     "precondition_required": (428, "Precondition required",
         "Send If-Match with the ETag of the resource that you mean to change."),
+    "headers_too_large": (431, "Request header fields too large",
+        "There are over 100 headers, one is over 8190 bytes, or all are over 64 KB. Send fewer."),
     "rate_limited": (429, "Too many requests",
         "The limit is used up. Wait as many seconds as Retry-After says."),
     "internal_error": (500, "Internal error",
@@ -81,9 +85,9 @@ BY_STATUS = {
     400: "bad_request", 401: "authentication_required", 403: "forbidden", 404: "not_found",
     405: "method_not_allowed", 406: "not_acceptable", 409: "conflict", 410: "gone",
     408: "request_timeout", 412: "precondition_failed", 413: "payload_too_large",
-    415: "unsupported_media_type",
+    414: "uri_too_long", 415: "unsupported_media_type",
     422: "validation_failed", 428: "precondition_required", 429: "rate_limited",
-    503: "unavailable", 504: "timeout",
+    431: "headers_too_large", 503: "unavailable", 504: "timeout",
 }
 
 BY_CONSTRAINT = {

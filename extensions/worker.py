@@ -1,7 +1,8 @@
 """The gunicorn worker: whole requests only, the door in the loop, threads for what needs them.
 
-One thread, the loop, accepts, reads and waits for all clients. Once a request is there to its last
-byte it is parsed, by gunicorn, and the requests that arrived together go through the door together.
+One thread, the loop, accepts, reads and waits for all clients. A request's head is parsed, by
+gunicorn, once it is there; that alone tells where the request ends. Those that arrived together, to
+their last byte, go through the door together.
 What the door answers is sent at once; the rest goes to the threads. So a client that is slow to
 send holds a buffer, not a thread, and a short answer costs neither a thread switch nor a fight for
 the interpreter. Answers that a client is slow to read are sent on by the loop, but for streams,
@@ -22,11 +23,11 @@ import time
 from functools import partial
 
 from gunicorn import glogging, util
-from gunicorn.http import message, unreader, wsgi
+from gunicorn.http import errors, message, unreader, wsgi
+from gunicorn.http.body import CHUNK_EXT_RE, ChunkedReader
 from gunicorn.workers.gthread import ThreadWorker
 
 from extensions.errors import Problem
-from extensions.visit import Visit
 
 HEAD_SECONDS, BODY_SECONDS = 10, 30  # for a head from its first byte, and then for the body
 READ_SECONDS = 60  # for the client to take some of an answer
@@ -34,15 +35,15 @@ CLOSE_SECONDS = 2  # for the client's own farewell (RFC 9112, 9.6)
 LOOK_SECONDS = 0.25  # how often deadlines are looked at
 BLOCK = 65536
 LARGEST_HEAD = 65536
+LARGEST_LINE = 8192  # of a chunk's size and extensions
 AHEAD = 65536  # what may be sent ahead while an answer is made
 FRAMING = 1 << 20  # what a body in chunks may have around its bytes
 LARGEST_ALL = 64 << 20  # what all connections of a worker may hold together
 WHOLE = 1 << 20  # an answer up to this size is sent in one piece
 CONNECTIONS = 8192
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?=\r\n)", re.I)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.I)
-_EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.I)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})" + CHUNK_EXT_RE.pattern)
+_HOST = re.compile(r"[\w\-.~%!$&'()*+,;=:\[\]]*", re.A)
 _FIRST_LINE = re.compile(rb"([A-Z]{1,20}) (/[\x21-\x7e]{0,2000})")
 _SOUND = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
 
@@ -53,16 +54,18 @@ IDLE, HEAD, BODY, BUSY, WRITING, CLOSING = range(6)
 class Connection:
     """A client's connection: what it has sent, and what it waits for."""
 
-    __slots__ = ("address", "closes", "data", "deadline", "end", "eof", "out", "problem", "scanned",
-                 "server", "sock", "state", "watched")
+    __slots__ = ("address", "closes", "data", "deadline", "end", "eof", "out", "problem", "request",
+                 "scanned", "server", "sock", "state", "taken", "watched")
 
     def __init__(self, sock, address, server):
         self.sock, self.address, self.server = sock, address, server
         self.state, self.deadline = HEAD, time.monotonic() + HEAD_SECONDS
         self.data, self.out = bytearray(), b""
-        self.end = None  # where the first request in ``data`` ends, -1 while its chunks must tell
+        self.request = None  # whose head has been taken out of ``data``
+        self.end = 0  # where its body ends there, -1 while its chunks must tell
         self.scanned = 0  # how far these have been looked through
-        self.problem = None  # why the request is refused, if its head has been read
+        self.taken = 0  # the size of the body, while it is being answered
+        self.problem = None  # why it is refused
         self.closes = self.eof = False
         self.watched = 0
 
@@ -84,6 +87,41 @@ class Request(message.Request):
             self._seen[key] = seen
         headers, self.scheme = seen
         return headers
+
+    def set_body_reader(self):
+        super().set_body_reader()
+        hosts, codings = 0, []
+        for name, value in self.headers:
+            if name == "HOST":
+                hosts += 1
+                if not _HOST.fullmatch(value):
+                    raise errors.InvalidHeader("HOST")
+            elif name == "TRANSFER-ENCODING":
+                codings.append(value.lower())
+            elif name == "CONNECTION" and "close" in re.split("[ \t]*,[ \t]*", value.lower()):
+                self.force_close()
+        if not hosts and self.version > (1, 0):  # RFC 9112, 3.2
+            raise errors.InvalidHeader("HOST")
+        if codings and codings != ["chunked"]:
+            raise errors.UnsupportedTransferCoding(", ".join(codings))
+
+
+class Unread:
+    """In place of a request whose head can't be parsed: what its first line lets be told."""
+
+    version = 1, 1
+
+    def __init__(self, data):
+        line = _FIRST_LINE.match(data)
+        self.method, self.uri = (part.decode() for part in line.groups()) if line else ("-", "/")
+
+    def environ(self, address):
+        path, _, query = self.uri.partition("?")
+        return {"REQUEST_METHOD": self.method, "PATH_INFO": util.unquote_to_wsgi_str(path),
+                "QUERY_STRING": query, "REMOTE_ADDR": _host(address)}
+
+    def should_close(self):
+        return True
 
 
 class Gathered(unreader.Unreader):
@@ -114,8 +152,8 @@ class Response(wsgi.Response):
         self.headers, self._text = headers, text
 
     def default_headers(self):
-        major, minor = self.req.version
-        lines = [f"HTTP/{major}.{minor} {self.status}\r\nServer: {self.version}\r\n"
+        minor = min(self.req.version[1], 1)  # RFC 9110, 2.5: what the server conforms to
+        lines = [f"HTTP/1.{minor} {self.status}\r\nServer: {self.version}\r\n"
                  f"Date: {_date(int(time.time()))}\r\n"
                  f"Connection: {'close' if self.should_close() else 'keep-alive'}\r\n"]
         if self.chunked:
@@ -141,6 +179,21 @@ class Response(wsgi.Response):
 @functools.lru_cache(maxsize=2)
 def _date(second):
     return util.http_date(second)
+
+
+def contained(method):
+    """A method of the loop's whose fault ends the connection that it is about, not the worker."""
+    @functools.wraps(method)
+    def call(self, conn, *args):
+        if conn not in self.connections:  # dropped since this was called for
+            return None
+        try:
+            return method(self, conn, *args)
+        except Exception:
+            self.log.exception("Error on a connection")
+            with contextlib.suppress(Exception):
+                self.drop(conn)
+    return call
 
 
 class Worker(ThreadWorker):
@@ -187,21 +240,25 @@ class Worker(ThreadWorker):
         try:
             sock, address = listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+                raise
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self.shed()
                 time.sleep(0.01)  # the listener stays readable
-            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
-                raise
-            return
-        sock.setblocking(True)  # for threads that send; the loop says MSG_DONTWAIT
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return  # what else there is, is about the client (accept(2), "Error handling")
         conn = Connection(sock, address, listener.getsockname())
         self.nr_conns += 1
         self.connections[conn] = True
-        self.watch(conn, selectors.EVENT_READ)
+        self.begin(conn)
         if self.nr_conns >= self.worker_connections:
             self.shed()
+
+    @contained
+    def begin(self, conn):
+        conn.sock.setblocking(True)  # for threads that send; the loop says MSG_DONTWAIT
+        if conn.sock.family != socket.AF_UNIX:
+            conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.watch(conn, selectors.EVENT_READ)
 
     def wait_for_and_dispatch_events(self, timeout):
         super().wait_for_and_dispatch_events(0 if self.arrived else min(timeout, LOOK_SECONDS))
@@ -209,6 +266,7 @@ class Worker(ThreadWorker):
             arrived, self.arrived = self.arrived, []
             self.serve(arrived)
 
+    @contained
     def ready(self, conn, sock):
         """The poller's word: there is something to read, or room to write."""
         if conn.state == WRITING:
@@ -234,146 +292,190 @@ class Worker(ThreadWorker):
             conn.eof = True
             if conn.state == BUSY:  # whoever shut only its own side waits for the answer
                 self.watch(conn, 0)
+            elif conn.state == IDLE:  # a thread may just have left it, with more to answer
+                self.watch(conn, 0)
+                self.go_on(conn)
             else:
                 self.drop(conn)
 
     def gather(self, conn):
         """See whether a request has arrived whole, or is to be refused before it has."""
         if conn.state == IDLE:
+            self.release(conn)
             conn.state, conn.deadline = HEAD, time.monotonic() + HEAD_SECONDS
         try:
             whole = self.whole(conn)
-            if not whole and self.held > LARGEST_ALL:
+            if not whole and self.held > LARGEST_ALL and len(conn.data) > BLOCK:
                 raise Problem("unavailable", "Too much is being sent at once.",
                               headers={"Retry-After": "5"})
         except Problem as problem:
             self.refuse(conn, problem)
         else:
             if whole:
-                conn.state = BUSY
-                self.arrived.append((conn, time.perf_counter()))
+                self.arrive(conn)
 
     def whole(self, conn):
-        """Whether ``data`` has a request to its end. Raises a Problem where it never shall.
-
-        What can't be told here counts as whole: gunicorn's parser says what is wrong with it.
-        """
+        """Whether a request is there to its end. Raises a Problem where it never shall be."""
         data = conn.data
-        if conn.end is None:
-            while data[:2] == b"\r\n":  # an empty line in front is passed over (RFC 9112, 2.2)
-                del data[:2]
-                self.held -= 2
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                if len(data) > LARGEST_HEAD or data.count(b"\n") != data.count(b"\r\n"):
-                    conn.end = len(data)  # too much, or with lines that end in LF alone
-                return conn.end is not None
-            head, body = data[:end + 2], end + 4
-            lengths, chunked = _LENGTH.findall(head), _CHUNKED.search(head)
-            if chunked and not lengths:
-                conn.end, conn.scanned = -1, body
-            elif len(lengths) == 1 and not chunked:
-                conn.end = body + int(lengths[0])
-            else:
-                conn.end = body
-            if conn.end - body > self.largest:
+        if conn.request is None:
+            conn.request = request = self.head(conn)
+            if request is None:
+                return False
+            reader = request.body.reader
+            conn.end = -1 if isinstance(reader, ChunkedReader) else reader.length
+            conn.scanned = 0
+            if conn.end > self.largest:
                 raise Problem("payload_too_large")
-            if conn.end != body:
+            if conn.end:
                 conn.state, conn.deadline = BODY, time.monotonic() + BODY_SECONDS
-                if len(data) == body and _EXPECTS.search(head):
+                if not data and request._expected_100_continue:
                     with contextlib.suppress(OSError):
                         conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n", socket.MSG_DONTWAIT)
         if conn.end == -1:
             conn.end = self.end_of_chunks(conn)
         return 0 <= conn.end <= len(data)
 
+    def head(self, conn):
+        """Take a request's head out of ``data``, parsed, or None while it isn't there."""
+        data = conn.data
+        while data[:2] == b"\r\n":  # an empty line in front is passed over (RFC 9112, 2.2)
+            del data[:2]
+            self.held -= 2
+        end = data.find(b"\r\n\r\n", 0, LARGEST_HEAD)
+        if end < 0:
+            longest = self.cfg.limit_request_line
+            if _bare(data, 0):
+                raise Problem("bad_request")
+            if len(data) > longest + 2 and data.find(b"\r\n", 0, longest + 2) < 0:
+                raise Problem("uri_too_long")
+            if len(data) > LARGEST_HEAD:
+                raise Problem("headers_too_large")
+            return None
+        try:
+            request = Request(self.cfg, Gathered(data[:end + 4]), conn.address)
+        except errors.ParseException as error:
+            raise _problem_of(error)
+        del data[:end + 4]
+        self.held -= end + 4
+        return request
+
     def end_of_chunks(self, conn):
-        """Where a body in chunks ends, or -1 while that isn't known (RFC 9112, 7.1)."""
+        """Where a body in chunks ends, or -1 while that isn't known (RFC 9112, 7.1).
+
+        What gunicorn's parser would not take is refused here: a view may never read its body.
+        """
         data = conn.data
         if len(data) > self.largest + FRAMING:
             raise Problem("payload_too_large")
-        while (line := data.find(b"\r\n", conn.scanned, conn.scanned + 8192)) >= 0:
-            digits = bytes(data[conn.scanned:line]).partition(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", digits):
-                return len(data)
-            size = int(digits, 16)
-            if size == 0:  # then come trailers, if any, and an empty line
-                end = data.find(b"\r\n\r\n", line)
-                if end < 0 and len(data) - line > LARGEST_HEAD:
-                    return len(data)
-                return end + 4 if end >= 0 else -1
+        while (line := data.find(b"\r\n", conn.scanned, conn.scanned + LARGEST_LINE)) >= 0:
+            size = _CHUNK.fullmatch(data, conn.scanned, line)
+            if not size:
+                raise Problem("bad_request")
+            size = int(size[1], 16)
+            if size == 0:
+                return self.end_of_trailers(conn, line)
             if size > self.largest:
                 raise Problem("payload_too_large")
-            if line + 2 + size + 2 > len(data):
+            end = line + 2 + size
+            if data[end:end + 2] != b"\r\n"[:max(0, len(data) - end)]:
+                raise Problem("bad_request")
+            if len(data) < end + 2:
                 return -1
-            conn.scanned = line + 2 + size + 2
-        return len(data) if len(data) - conn.scanned > 8192 else -1
+            conn.scanned = end + 2
+        if _bare(data, conn.scanned) or len(data) - conn.scanned > LARGEST_LINE:
+            raise Problem("bad_request")
+        return -1
+
+    def end_of_trailers(self, conn, line):
+        """Where the trailers end, if there are any, behind the end of the last chunk's line."""
+        data = conn.data
+        end = data.find(b"\r\n\r\n", line, line + LARGEST_HEAD)
+        if end < 0:
+            if _bare(data, line):
+                raise Problem("bad_request")
+            if len(data) - line > LARGEST_HEAD:
+                raise Problem("headers_too_large")
+            return -1
+        if end > line:
+            try:
+                conn.request.parse_headers(bytes(data[line + 2:end]), from_trailer=True)
+            except errors.ParseException as error:
+                raise _problem_of(error)
+        return end + 4
 
     def refuse(self, conn, problem):
-        """Answer with a problem, and close. If its head is there, the request passes the door."""
-        conn.closes, conn.problem = True, problem
+        """Answer with a problem, and close: where another request would begin isn't known."""
+        conn.problem = problem
+        if conn.request is None:
+            conn.request = Unread(conn.data)
         self.held -= len(conn.data)
-        end = conn.data.find(b"\r\n\r\n")
-        if end >= 0:
-            conn.data, conn.end = conn.data[:end + 4], end + 4
-            self.held += len(conn.data)
-            conn.state = BUSY
-            self.arrived.append((conn, time.perf_counter()))
-            return
-        line = _FIRST_LINE.match(conn.data)
-        method, target = line.groups() if line else (b"-", b"/")
-        conn.data = bytearray()
-        visit = Visit({"REQUEST_METHOD": method.decode(), "REMOTE_ADDR": _host(conn.address),
-                       "PATH_INFO": target.partition(b"?")[0].decode()})
-        status, headers, body = self.door.refuse(visit, problem)
-        self.door.log.flush()
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        date = _date(int(time.time()))
-        self.finish(conn, f"HTTP/1.1 {status}\r\nDate: {date}\r\nConnection: close\r\n{lines}\r\n"
-                    .encode("latin-1") + body)
+        conn.data, conn.end = bytearray(), 0
+        self.arrive(conn)
+
+    def arrive(self, conn):
+        conn.state = BUSY
+        self.arrived.append((conn, time.perf_counter()))
 
     # Answering
 
     def serve(self, arrived):
-        """Parse requests that arrived together; answer them, or give them to the threads."""
-        asked = []
-        for conn, started in arrived:
-            data, conn.end = bytes(conn.data[:conn.end]), None
-            del conn.data[:len(data)]
-            self.held -= len(data)
-            try:
-                request = Request(self.cfg, Gathered(data), conn.address)
-                request._expected_100_continue = False  # it has been answered
-                response, environ = wsgi.create(
-                    request, conn.sock, conn.address, conn.server, self.cfg, Response)
-            except Exception as error:
-                self.log.debug("Not a request: %r", error)
-                self.held -= len(conn.data)
-                conn.data = bytearray(data.partition(b"\r\n\r\n")[0])
-                self.held += len(conn.data)
-                self.refuse(conn, Problem("bad_request"))
-                continue
-            environ["wsgi.multithread"] = True
-            visit = self.door.visit(environ, started)
-            visit.problem = conn.problem
-            self.nr += 1
-            if self.nr >= self.max_requests:
-                self.alive = False
-            conn.closes = conn.closes or conn.eof or not self.alive
-            if conn.closes:
-                response.force_close()
-            asked.append((visit, conn, request, response))
+        """Have requests that arrived together answered, by the door or by the threads."""
+        self.knock([entered for arrival in arrived if (entered := self.enter(*arrival))])
+
+    def knock(self, asked):
         if not asked:
             return
-        answers = self.door.answers([visit for visit, *_ in asked])
+        try:
+            answers = self.door.answers([visit for visit, *_ in asked])
+        except Exception:
+            if len(asked) > 1:  # nobody shall suffer for another's request
+                for one in asked:
+                    self.knock([one])
+                return
+            self.log.exception("Error at the door")
+            self.drop(asked[0][1])
+            return
         for (visit, conn, request, response), answer in zip(asked, answers, strict=True):
-            if answer is None:
-                self.tpool.submit(self.work, visit, conn, request, response)
-            else:
-                status, headers, body = answer
-                response.start_response(status, headers)
-                conn.closes = response.should_close()
-                self.finish(conn, response.whole(body))
+            self.answer(conn, visit, request, response, answer)
+
+    @contained
+    def enter(self, conn, started):
+        """(visit, conn, request, response) of a request; None if it has to be refused yet."""
+        request, conn.request = conn.request, None
+        if isinstance(request, Unread):
+            environ = request.environ(conn.address)
+            response = Response(request, conn.sock, self.cfg)
+        else:
+            request.unreader.unread(bytes(conn.data[:conn.end]))
+            request._expected_100_continue = False  # it has been answered
+            try:
+                response, environ = wsgi.create(
+                    request, conn.sock, conn.address, conn.server, self.cfg, Response)
+            except errors.ConfigurationProblem as error:  # a path outside of SCRIPT_NAME
+                conn.request = Unread(f"{request.method} {request.uri}".encode())
+                self.refuse(conn, _problem_of(error))
+                return None
+        del conn.data[:conn.end]
+        conn.taken = conn.end
+        environ["wsgi.multithread"] = True
+        visit = self.door.visit(environ, started)
+        visit.problem = conn.problem
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.alive = False
+        if conn.problem or (conn.eof and not conn.data) or not self.alive:
+            response.force_close()
+        return visit, conn, request, response
+
+    @contained
+    def answer(self, conn, visit, request, response, answer):
+        if answer is None:
+            self.tpool.submit(self.work, visit, conn, request, response)
+            return
+        status, headers, body = answer
+        response.start_response(status, headers)
+        conn.closes = response.should_close()
+        self.finish(conn, response.whole(body))
 
     def work(self, visit, conn, request, response):
         """Have a request answered, in a thread."""
@@ -389,26 +491,28 @@ class Worker(ThreadWorker):
                     for part in parts:
                         response.write(part)
                     response.close()
-                    conn.sock.settimeout(None)
             finally:
                 if hasattr(parts, "close"):
                     parts.close()
             conn.closes = response.should_close()
         except Exception as error:
-            if not isinstance(error, OSError):
+            if not isinstance(error, ConnectionError | TimeoutError):
                 self.log.exception("Error handling request %s", request.uri)
             conn.closes = True
+        if conn.sock.gettimeout():
+            conn.sock.settimeout(None)  # or the loop would wait, too
         if not self.send(conn, data) or conn.closes:
             self.method_queue.defer(self.finish, conn, b"")
             return
         self.rest(conn)
-        if conn.data or conn.eof or not conn.watched:  # something came meanwhile
+        # Something came meanwhile, or there is much to let go of.
+        if conn.data or conn.eof or not conn.watched or conn.taken > BLOCK:
             self.method_queue.defer(self.go_on, conn)
 
+    @contained
     def finish(self, conn, data):
         """Send an answer, or what is left of it; then be ready for the next request, or part."""
-        if conn not in self.connections:
-            return
+        self.release(conn)
         if not self.send(conn, data):
             conn.state, conn.deadline = WRITING, time.monotonic() + READ_SECONDS
             self.watch(conn, selectors.EVENT_WRITE)
@@ -443,10 +547,12 @@ class Worker(ThreadWorker):
         conn.deadline = time.monotonic() + (self.cfg.keepalive if self.alive else CLOSE_SECONDS)
         conn.state = IDLE
 
+    @contained
     def go_on(self, conn):
         """With the loop again: what came while the answer was made."""
-        if conn.state != IDLE or conn not in self.connections:
+        if conn.state != IDLE:
             return
+        self.release(conn)
         if conn.data:
             self.gather(conn)
         if conn.eof and conn.state != BUSY:
@@ -464,12 +570,21 @@ class Worker(ThreadWorker):
             conn.sock.shutdown(socket.SHUT_WR)
         self.watch(conn, selectors.EVENT_READ)
 
+    def release(self, conn):
+        """Count a body no longer: its request has been answered."""
+        self.held -= conn.taken
+        conn.taken = 0
+
     def drop(self, conn):
-        self.watch(conn, 0)
-        self.connections.pop(conn)
+        if not self.connections.pop(conn, False):
+            return
+        self.release(conn)
         self.held -= len(conn.data)
         self.nr_conns -= 1
-        conn.sock.close()
+        try:
+            self.watch(conn, 0)
+        finally:
+            conn.sock.close()
 
     def watch(self, conn, events):
         if events == conn.watched:
@@ -486,6 +601,7 @@ class Worker(ThreadWorker):
 
     def murder_keepalived(self, force=False):
         """End what has waited too long."""
+        super().murder_keepalived(force)  # behind TLS
         now = time.monotonic()
         if not force and now - self.looked < LOOK_SECONDS:
             return
@@ -494,18 +610,23 @@ class Worker(ThreadWorker):
             self.alive = False
         for conn in list(self.connections):
             if force or (conn.state != BUSY and conn.deadline < now):
-                if conn.state in (HEAD, BODY) and conn.data and not force:
-                    self.refuse(conn, Problem("request_timeout"))
-                else:
-                    self.drop(conn)
+                self.expire(conn, force)
+
+    @contained
+    def expire(self, conn, force):
+        if conn.state in (HEAD, BODY) and (conn.data or conn.request) and not force:
+            self.refuse(conn, Problem("request_timeout"))
+        else:
+            self.drop(conn)
 
     def shed(self):
         """Part with some of those who wait longest: others want to come in."""
         waiting = [conn for conn in self.connections if conn.state != BUSY]
         for conn in sorted(waiting, key=lambda conn: conn.deadline)[:len(waiting) // 10 + 1]:
-            self.drop(conn)
+            self.expire(conn, True)
 
     def _cap_keepalive(self, deadline):
+        super()._cap_keepalive(deadline)
         for conn in self.connections:
             if conn.state == IDLE:
                 conn.deadline = min(conn.deadline, deadline)
@@ -519,6 +640,20 @@ class Log(glogging.Logger):
         self._access_log_enabled = False  # the door has its own
         self.error_log = logging.getLogger("shopfront.gunicorn")
         self.error_log.setLevel(self.loglevel)
+
+
+def _bare(data, start):
+    """Whether a line ends in LF alone: what follows never ends the way it is read here."""
+    return data.count(b"\n", start) != data.count(b"\r\n", start)
+
+
+def _problem_of(error):
+    """The Problem of a head, or of trailers, that gunicorn's parser doesn't take."""
+    if isinstance(error, errors.LimitRequestLine):
+        return Problem("uri_too_long")
+    if isinstance(error, errors.LimitRequestHeaders):
+        return Problem("headers_too_large")
+    return Problem("bad_request")
 
 
 def _host(address):

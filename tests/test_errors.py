@@ -373,9 +373,6 @@ def test_a_body_of_10_mb_is_read(server, framing):
     b"GET / FTP/1.1\r\n\r\n", b"G\xffT / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
     b"GET / HTTP/1.1\r\nBroken header\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n",
     b"GET / HTTP/1.1\r\n: c\r\n\r\n", b"GET / HTTP/1.1\r\nX: a\x00b\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70000 + b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: 1\r\n" % i for i in range(500)) + b"\r\n",
-    b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
@@ -424,7 +421,7 @@ def test_the_contracts_codes_are_all_there():
         method_not_allowed 405, not_acceptable 406, conflict 409, email_taken 409, sku_taken 409,
         name_taken 409, category_in_use 409, out_of_stock 409, request_in_progress 409, gone 410,
         request_timeout 408, precondition_failed 412, payload_too_large 413,
-        unsupported_media_type 415,
+        uri_too_long 414, unsupported_media_type 415, headers_too_large 431,
         validation_failed 422, idempotency_key_reused 422, precondition_required 428,
         rate_limited 429, internal_error 500, unavailable 503, timeout 504"""
     codes = dict(pair.split() for pair in contract.split(","))

@@ -196,7 +196,8 @@ def test_a_query_that_takes_too_long_is_504(operations, make_app, make_client, m
     url = make_database()
     with psycopg.connect(url) as blocker:
         blocker.execute("LOCK TABLE users, sessions, login_failures, mail_tokens, mails, "
-                        "categories, products, product_counts, transactions IN ACCESS EXCLUSIVE MODE")
+                        "categories, products, product_counts, transactions "
+                        "IN ACCESS EXCLUSIVE MODE")
         broken(make_app, make_client, operations, admin, tokens, "timeout", DATABASE_URL=url,
                STATEMENT_TIMEOUT_MS="100")
 
