@@ -109,6 +109,13 @@ class Servers:
         for name, how in ((POSTGRES, signal.SIGINT), (VALKEY, signal.SIGTERM)):
             if pid := self.pid(name):
                 _end(pid, how)
+        self.drop_sockets()
+
+    def drop_sockets(self):
+        """Remove the folder of the sockets, where it is one of their own and no server is left."""
+        if self.sockets != self.home:
+            with contextlib.suppress(OSError):
+                self.sockets.rmdir()
 
     def _end_unless_leased(self):
         with open(self.home / "lease", "a") as lease:
@@ -269,7 +276,7 @@ class Watcher:
         unused = 0
         while True:
             if self.starter != os.getppid():  # who reads our starter's output waits for its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 self.starter = os.getppid()
             if _taken(self.gate):  # if not, a start or a stop is under way
                 unused = 0 if self._see_to_them() else unused + 1
@@ -286,6 +293,7 @@ class Watcher:
             for name, how in ((POSTGRES, signal.SIGQUIT), (VALKEY, signal.SIGTERM)):
                 if self.pids[name]:
                     _end(self.pids[name], how)
+            self.servers.drop_sockets()
         elif _free(self.lease):
             self.servers.end()
         else:

@@ -508,7 +508,7 @@ def test_a_very_long_path_will_do(folder):
         with redis.Redis.from_url(redis_url) as client:
             assert client.ping()
         assert servers.sockets.stat().st_mode & 0o777 == 0o700
-    shutil.rmtree(servers.sockets)
+    assert not servers.sockets.exists() or servers.sockets == servers.home
 
 
 NAMES_OF_FOLDERS = ["a space", "100%25", "?a=b&c#d+e", "'", '"', "back\\slash\\\\", "a,b", " ",
@@ -525,7 +525,7 @@ def test_any_name_of_a_folder_will_do(folder, name):
                 assert client.client_info()["db"] == number
     with running(odd) as (servers, url, _):  # from what the first time has left
         assert execute(url, "SELECT 1") == [(1,)]
-    shutil.rmtree(servers.sockets)
+    assert not servers.sockets.exists() or servers.sockets == servers.home
 
 
 @pytest.mark.parametrize("name", ["plain", '"$HOME" `id`\\\\'])
