@@ -2,17 +2,19 @@
 
 A file ``sql/migrations/0001_shop.sql`` holds the way up, then ``-- down`` and the way back. Each
 runs in a transaction of its own, unless its first line is ``-- no-transaction`` (for CREATE INDEX
-CONCURRENTLY), when its statements run one by one. An advisory lock lets any number of processes
-try at once. What was applied is remembered with a checksum, so that an edited file shows.
+CONCURRENTLY), when its statements run one by one, under the server's own settings. An advisory lock
+lets any number of processes try at once, through a pooler as well. What was applied is remembered
+with a checksum, so that an edited file shows.
 """
 import contextlib
 import hashlib
 import re
+import time
 from dataclasses import dataclass
 
 import psycopg
 
-from db.pool import connect_options
+from db.pool import Sessionless
 from db.queries import FOLDER
 
 LOCK = 0x53484F50  # "SHOP"
@@ -53,9 +55,12 @@ def files():
 
 def connect(url):
     """A connection of its own: a migration must not be ended by a request's time-outs."""
-    kwargs = connect_options() | {"connect_timeout": 10}
-    kwargs["options"] = "-c timezone=UTC -c lock_timeout=60s -c client_min_messages=warning"
-    return psycopg.connect(url, autocommit=True, **kwargs)
+    return Sessionless.connect(
+        url, autocommit=True, connect_timeout=10, application_name="shopfront",
+        settings={"timezone": "UTC", "datestyle": "ISO", "client_min_messages": "warning",
+                  "lock_timeout": "60s", "statement_timeout": 0,
+                  "idle_in_transaction_session_timeout": 0},
+    )
 
 
 def applied(conn):
@@ -90,8 +95,7 @@ def check(known, seen):
 def upgrade(url, report=lambda text: None):
     """Apply what is new. Returns how many. Safe to call from any number of processes at once."""
     known = files()
-    with connect(url) as conn:
-        _lock(conn)
+    with _alone(url), connect(url) as conn:
         seen = applied(conn)
         check(known, seen)
         new = [m for m in known if m.version not in seen]
@@ -107,8 +111,7 @@ def upgrade(url, report=lambda text: None):
 def downgrade(url, steps=1, report=lambda text: None):
     """Take the last ``steps`` migrations back. Returns how many were."""
     known = files()
-    with connect(url) as conn:
-        _lock(conn)
+    with _alone(url), connect(url) as conn:
         seen = applied(conn)
         check(known, seen)
         undone = [m for m in reversed(known) if m.version in seen][:steps]
@@ -122,11 +125,24 @@ def downgrade(url, steps=1, report=lambda text: None):
         return len(undone)
 
 
-def _lock(conn):
-    # Polling, not waiting: a session that waits for the lock inside one statement holds a
-    # snapshot, and CREATE INDEX CONCURRENTLY in the process ahead would wait for that in turn.
-    while not conn.execute("SELECT pg_try_advisory_lock(%s)", [LOCK]).fetchone()[0]:
-        conn.execute("SELECT pg_sleep(0.05)")
+@contextlib.contextmanager
+def _alone(url):
+    """Be the only process that migrates.
+
+    The lock belongs to a transaction on a connection of its own, since a pooler may change what
+    is behind a session. CREATE INDEX CONCURRENTLY waits for every snapshot, so that transaction
+    must keep none: who comes second asks again and again instead of waiting inside a statement,
+    and asks by a ClientCursor, since a statement with parameters keeps its snapshot until the next.
+    """
+    with connect(url) as conn:
+        asking = psycopg.ClientCursor(conn)
+        while True:
+            with conn.transaction():
+                asking.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
+                if asking.fetchone()[0]:
+                    yield
+                    return
+            time.sleep(0.05)
 
 
 def _run(conn, migration, sql, remember):
@@ -137,7 +153,7 @@ def _run(conn, migration, sql, remember):
     try:
         with conn.transaction() if migration.in_transaction else contextlib.nullcontext():
             for statement in statements:
-                conn.execute(statement)
+                psycopg.Cursor(conn).execute(statement)
             conn.execute(*remember)
     except psycopg.Error as error:
         raise MigrationError(

@@ -1,12 +1,16 @@
 """Connections: a psycopg pool a process, opened on first use, never shared across a fork."""
 import contextlib
+import json
 import os
 import socket
 import threading
 import time
+from datetime import datetime
 
 import psycopg
 from flask import g, has_request_context
+from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolClosed
 
 CHECKOUT_SECONDS = 2.0  # how long a request waits for a connection before it is answered 503
@@ -131,17 +135,86 @@ def aftermath():
             step(known)
 
 
-def connect_options(statement_timeout_ms=0):
-    """Keyword arguments for psycopg.connect that every connection of the shop wants."""
-    options = (
-        "-c timezone=UTC -c datestyle=ISO -c jit=off -c lock_timeout=5s "
-        "-c idle_in_transaction_session_timeout=60s"
-        f" -c statement_timeout={statement_timeout_ms}"
-    )
+class Sessionless(psycopg.Connection):
+    """A connection that relies on nothing of its session, since a pooler may change that.
+
+    Its settings come along with each transaction, and with each statement that stands alone, in
+    the same round trip. Nothing is prepared. What can't run inside a transaction, such as VACUUM,
+    is run by a plain ``psycopg.Cursor``, under the server's own settings.
+    """
+
+    @classmethod
+    def connect(cls, conninfo="", *, settings, **kwargs):
+        """Connect; ``settings`` are ``{name: value}`` of PostgreSQL's own."""
+        conn = super().connect(conninfo, options="", prepare_threshold=None,
+                               cursor_factory=Bringer, **kwargs)
+        conn.settings = json.dumps(settings)
+        # psycopg goes by the session's time zone and date style, which are anybody's.
+        conn.adapters.register_loader("timestamptz", UtcLoader)
+        return conn
+
+    def bring_settings(self):
+        """Set them until the transaction ends."""
+        psycopg.Cursor(self).execute(
+            "SELECT set_config(key, value, true) FROM json_each_text(%s::json)", [self.settings]
+        )
+
+    def begin(self, statement="BEGIN"):
+        with self.pipeline():
+            psycopg.Cursor(self).execute(statement)
+            self.bring_settings()
+
+    @contextlib.contextmanager
+    def transaction(self, savepoint_name=None, force_rollback=False):
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            with super().transaction(savepoint_name, force_rollback) as savepoint:
+                yield savepoint
+            return
+        self.begin()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                self.rollback()
+            raise
+        if force_rollback:
+            self.rollback()
+        else:
+            self.commit()
+
+
+class Bringer(psycopg.Cursor):
+    """The cursor of a Sessionless connection."""
+
+    def execute(self, query, params=None, **kwargs):
+        conn = self.connection
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            return super().execute(query, params, **kwargs)
+        # Up to the pipeline's end, all that is sent is one transaction.
+        with conn.pipeline():
+            conn.bring_settings()
+            return super().execute(query, params, **kwargs)
+
+
+class UtcLoader(Loader):
+    """timestamptz out of its text in ISO style and UTC."""
+
+    def load(self, data):
+        return datetime.fromisoformat(bytes(data).decode())
+
+
+def connect_options(statement_timeout_ms=0, sessionless=False):
+    """Keyword arguments for connecting that every connection of the shop wants."""
+    settings = {
+        "timezone": "UTC", "datestyle": "ISO", "jit": "off", "lock_timeout": "5s",
+        "idle_in_transaction_session_timeout": "60s", "statement_timeout": statement_timeout_ms,
+    }
     if statement_timeout_ms:
         # Requests share the cores already: starting helpers for one takes from the others.
-        options += " -c max_parallel_workers_per_gather=0"
-    return {"options": options, "connect_timeout": CONNECT_SECONDS, "application_name": "shopfront"}
+        settings["max_parallel_workers_per_gather"] = 0
+    given = {"settings": settings} if sessionless else {
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
+    return given | {"connect_timeout": CONNECT_SECONDS, "application_name": "shopfront"}
 
 
 def lost(error):

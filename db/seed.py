@@ -1,6 +1,8 @@
 """A demo shop of any size."""
 from datetime import UTC, datetime
 
+import psycopg
+
 import db
 from db import migrations
 from extensions import passwords
@@ -52,4 +54,4 @@ def seed(url, sizes, progress=lambda name, done, size: None):
         queries.continue_numbers(conn)
         queries.seal(conn)
     with migrations.connect(url) as conn:
-        conn.execute("VACUUM ANALYZE")
+        psycopg.Cursor(conn).execute("VACUUM ANALYZE")

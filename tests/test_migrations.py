@@ -198,8 +198,8 @@ def test_an_upgrade_waits_for_the_one_ahead(empty):
         run = subprocess.Popen([sys.executable, "-c", UPGRADE, migrations.MIGRATIONS, empty],
                                cwd=ROOT, stdout=subprocess.PIPE, text=True)
         while not execute(empty, "SELECT pid FROM pg_stat_activity "
-                                 "WHERE datname = current_database() AND query ~ 'pg_sleep'"
-                                 "  AND pid <> pg_backend_pid()"):
+                                 "WHERE datname = current_database() "
+                                 "  AND application_name = 'shopfront' AND query = 'COMMIT'"):
             assert run.poll() is None
         assert execute(empty, TABLES) == []
     assert run.communicate()[0] == f"{len(migrations.files())}\n"
