@@ -68,7 +68,7 @@ def import_(file, dry_run):
 def export():
     """Write the products that have a SKU as CSV to standard output, in the form that import reads.
     """
-    with db.reports().reading() as conn:
+    with db.reports().snapshot() as conn:
         with files.export(conn) as copy:
             for block in copy:
                 sys.stdout.buffer.write(block)
@@ -158,7 +158,7 @@ def window(command):
               show_default=True)
 def transactions(kind, **dates):
     """Write every item sold to standard output."""
-    with db.reports().reading() as conn:
+    with db.reports().snapshot() as conn:
         for block in stream(conn, kind, dates):
             sys.stdout.buffer.write(block)
     sys.stdout.buffer.flush()

@@ -33,9 +33,10 @@ def init_app(app):
     config = app.config
     url = config["DATABASE_URL"] or (lambda: embedded_urls(app)[0])
     timeout = config["STATEMENT_TIMEOUT_MS"]
-    app.extensions["db"] = Database(url, config["POOL_MAX_SIZE"], timeout)
+    sessionless = config["DATABASE_POOLER"] == "transaction"
+    app.extensions["db"] = Database(url, config["POOL_MAX_SIZE"], timeout, sessionless)
     app.extensions["db_reports"] = Database(
-        config["DATABASE_READ_URL"] or url, config["REPORT_CONCURRENCY"] + 1, 0
+        config["DATABASE_READ_URL"] or url, config["REPORT_CONCURRENCY"] + 1, 0, sessionless
     )
 
 

@@ -23,10 +23,12 @@ class Database:
 
     ``url`` is a libpq URL or a function that gives one. Every connection speaks UTC and ends a
     statement after ``statement_timeout_ms`` (0: never) and an idle transaction after a minute.
+    With ``sessionless`` none relies on a session: for a pooler in transaction mode.
     """
 
-    def __init__(self, url, size, statement_timeout_ms):
+    def __init__(self, url, size, statement_timeout_ms, sessionless=False):
         self._url, self._size, self._timeout_ms = url, size, statement_timeout_ms
+        self._sessionless = sessionless
         self._pool = self._pid = None
         self._closed = False
         self._lock = threading.Lock()
@@ -59,9 +61,23 @@ class Database:
                 if has_request_context():
                     g.may_have_written = True  # from here on the request can't be run again
 
+    @contextlib.contextmanager
+    def snapshot(self):
+        """A connection whose ``with`` block reads one state of the database, by COPY as well."""
+        with self.reading() as conn:
+            begin = conn.begin if self._sessionless else conn.execute
+            begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                yield conn
+            finally:
+                if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
+                    conn.rollback()
+                else:
+                    conn.close()  # which ends a COPY that nobody reads to its end
+
     def without_timeout(self):
         """A second, single-connection pool to the same database, for slow work."""
-        return Database(self._url, 1, 0)
+        return Database(self._url, 1, 0, self._sessionless)
 
     def drain(self):
         """Replace every idle connection: the server they lead to is gone."""
@@ -87,13 +103,15 @@ class Database:
             if self._closed:
                 raise PoolClosed("the database is closed")
             if self._pool is None or self._pid != os.getpid():
+                kind = Sessionless if self._sessionless else psycopg.Connection
                 self._pool = ConnectionPool(
-                    self._url() if callable(self._url) else self._url,
+                    self._url() if callable(self._url) else self._url, connection_class=kind,
                     min_size=0, max_size=self._size, max_idle=120, max_lifetime=3600,
                     # An attempt that fails is given up soon and made anew by the next request: the
                     # pool's own back-off would go on sleeping after the server is back.
                     reconnect_timeout=0.5, timeout=CHECKOUT_SECONDS,
-                    kwargs=connect_options(self._timeout_ms) | {"autocommit": True}, open=True,
+                    kwargs=connect_options(self._timeout_ms, self._sessionless)
+                    | {"autocommit": True}, open=True,
                 )
                 self._pid = os.getpid()
                 self._deadlines = {}
@@ -221,5 +239,6 @@ def lost(error):
     """Whether an error means that the connection is gone, not that the statement was wrong."""
     if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False
-    # 57P01..03: the server is shutting down or starting. No SQLSTATE: nobody answered at all.
-    return error.sqlstate is None or error.sqlstate in ("57P01", "57P02", "57P03")
+    # 57P01..03: the server is shutting down or starting. 08…: a pooler says that it lost its own
+    # connection. No SQLSTATE: nobody answered at all.
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P01", "57P02", "57P03"))

@@ -94,6 +94,8 @@ SETTINGS = (
     Setting("DATABASE_URL", "", text,
             "PostgreSQL, as a libpq URL; several hosts may be named. Empty: the embedded one"),
     Setting("DATABASE_READ_URL", "", text, "a replica for reports. Empty: `DATABASE_URL`"),
+    Setting("DATABASE_POOLER", "none", one_of("none", "transaction"),
+            "`transaction` for PgBouncer and its like: nothing of a session is relied on"),
     Setting("REDIS_URL", "", text, "Redis or Valkey. Empty: the embedded one"),
     Setting("REDIS_PREFIX", "shopfront", prefix,
             "the hash tag of every key, so that two shops can share one Redis"),

@@ -96,15 +96,14 @@ class Report:
 
     def __init__(self, database, slots, kind, window):
         self._database, self._slots, self._kind, self._window = database, slots, kind, window
-        self._borrowed = self._copy = self._conn = None
+        self._borrowed = self._conn = None
         self._blocks = self._read()
         self._lock = threading.Lock()
 
     def open(self):
         """Take the snapshot. Returns what is in it: ``{rows, amount}``."""
-        self._borrowed = self._database.reading()
+        self._borrowed = self._database.snapshot()
         self._conn = self._borrowed.__enter__()
-        self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         # A sort would have all rows before the first; the index has them in order.
         self._conn.execute("SET LOCAL enable_sort = off")
         return queries.size(self._conn, **self._window)
@@ -113,17 +112,13 @@ class Report:
         return self._blocks
 
     def close(self):
-        """Give slot and connection back. An unfinished COPY ends with its connection."""
+        """Give slot and connection back."""
         with self._lock:
             slots, self._slots = self._slots, None
         if slots is None:
             return
         try:
             if self._conn is not None:
-                if self._conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
-                    self._conn.rollback()
-                else:
-                    self._conn.close()
                 self._borrowed.__exit__(None, None, None)
         finally:
             slots.release()
