@@ -107,3 +107,42 @@ def test_the_image_has_all_but_the_embedded_servers():
     rest = [requirement for requirement in asked("requirements.in")
             if requirement.name not in EMBEDDED]
     assert {canonicalize_name(found.name) for found in here(locked(left).values())} == wanted(rest)
+
+
+# Secrets
+
+SECRETS = {
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a key of AWS": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a token of GitHub": r"\bgh[oprsu]_[0-9A-Za-z]{36}|\bgithub_pat_\w{50}",
+    "a JWT": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{20,}",
+    # Not what a shell puts there, nor the words of examples.
+    "a password in a URL": r"\b[a-z][a-z+]+://[^\s/:@\"'<>`{}]*:(?!(?:password|secret)@)[^\s/@$\"'{}]+@",
+}
+MADE_UP = {  # by kind, what each may be found by
+    "a private key": "-----BEGIN EC " + "PRIVATE KEY-----",
+    "a key of AWS": "AKIA" + "IOSFODNN7EXAMPLE",
+    "a token of GitHub": "ghp_" + "a1B2" * 9,
+    "a JWT": "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0In0." + "c2lnbmF0dXJl" * 3,
+    "a password in a URL": "redis://:" + "hunter2@cache",
+}
+
+
+def secrets_of(text):
+    return {kind for kind, pattern in SECRETS.items() if re.search(pattern, text)}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_a_secret_would_be_found(kind):
+    assert secrets_of(f"x = '{MADE_UP[kind]}'") == {kind}
+
+
+def test_no_file_holds_a_secret():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True,
+                            capture_output=True, check=True).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            found = secrets_of((ROOT / name).read_text(errors="replace"))
+            if name.startswith("tests/"):
+                found -= {"a password in a URL"}  # to servers that aren't there
+            assert not found, name
