@@ -33,7 +33,8 @@ graceful_timeout = 30 + _settings["DRAIN_SECONDS"]
 # The control socket has one path for every instance of a user.
 control_socket_disable = True
 # Heartbeats are file times: on a disk they would wait for the disk.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+_memory = "/dev/shm"  # nosec B108 # gunicorn makes its files there by mkstemp
+worker_tmp_dir = _memory if os.path.isdir(_memory) else None
 loglevel = "warning"
 
 

@@ -132,7 +132,7 @@ class Servers:
             return
         # Its errors go to a file, its log to our output as well.
         with open(self.home / "watcher.log", "ab") as errors:
-            _detached.append(subprocess.Popen(
+            _detached.append(subprocess.Popen(  # nosec B603 # a list, of our own words
                 # As a file, not a module: the package would bring Flask along.
                 [sys.executable, "-P", __file__, self.folder, str(int(self.durable)),
                  str(os.getpid())],
@@ -225,7 +225,7 @@ class Servers:
         return site / package / folder
 
     def _run(self, *command):
-        done = subprocess.run(
+        done = subprocess.run(  # nosec B603 # a list, of this file's own words
             [str(word) for word in command], capture_output=True, cwd="/", text=True,
             errors="replace", **_user(),
         )
@@ -237,7 +237,7 @@ class Servers:
         _detached[:] = [process for process in _detached if process.poll() is None]
         # Output goes to a file: a pipe would be held open by the server for as long as it lives.
         with open(self.home / log, "ab") as out:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # nosec B603 # a list, of this file's own words
                 [str(word) for word in command], cwd="/", stdin=subprocess.DEVNULL,
                 stdout=out, stderr=out, start_new_session=True, **_user(),
             )

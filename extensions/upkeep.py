@@ -40,7 +40,7 @@ class Upkeep:
             self._wake.set()
 
     def _run(self):
-        next_chores = time.monotonic() + SECONDS * random.uniform(0.5, 1.5)
+        next_chores = time.monotonic() + SECONDS * random.uniform(0.5, 1.5)  # nosec B311 # no secret
         while True:
             self._wake.wait(timeout=SECONDS / 2)
             self._wake.clear()
