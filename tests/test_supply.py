@@ -1,4 +1,4 @@
-"""What the shop is built of: each package in one version, by its hash, wanted by something."""
+"""What the shop is built of: one version of each package, by hash and licence, and no secrets."""
 import re
 import subprocess
 from importlib.metadata import distribution
@@ -146,3 +146,60 @@ def test_no_file_holds_a_secret():
             if name.startswith("tests/"):
                 found -= {"a password in a URL"}  # to servers that aren't there
             assert not found, name
+
+
+# Licences
+
+ALLOWED = {"Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSD-Attribution-HPND-disclaimer",
+           "CC0-1.0", "ISC", "MIT", "MIT-0", "MPL-2.0", "OLDAP-2.8", "PSF-2.0", "PostgreSQL"}
+LESSER = {"LGPL-2.1-or-later", "LGPL-3.0-only"}  # for psycopg, which is used as it comes
+CLASSIFIERS = {"Apache Software License": "Apache-2.0", "BSD License": "BSD",
+               "ISC License (ISCL)": "ISC", "MIT License": "MIT",
+               "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+               "Python Software Foundation License": "PSF-2.0"}
+
+
+def table(head):
+    """The cells of the rows of SECURITY.md's table that begins so."""
+    text = (ROOT / "SECURITY.md").read_text()
+    assert text.count(head) == 1
+    lines = text.partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def licence(name):
+    """What a package says of itself."""
+    data = distribution(name).metadata
+    for classifier in data.get_all("Classifier", ()):
+        said = CLASSIFIERS.get(classifier.rpartition(" :: ")[2])
+        if said and not data["License-Expression"]:
+            return said
+    return data["License-Expression"] or data["License"]
+
+
+def check_licence(said, package):
+    for word in re.split(r", | AND | OR ", said):
+        assert word in (ALLOWED | LESSER if package.startswith("psycopg") else ALLOWED), package
+
+
+def test_every_package_that_runs_stands_there_with_its_licence():
+    said = dict(table("| package | licence |"))
+    packages = lock("requirements.txt")
+    assert sorted(packages) == list(said)
+    for requirement in here(packages.values()):
+        name = canonicalize_name(requirement.name)
+        assert licence(name) == said[name], name
+    for name, words in said.items():
+        check_licence(words, name)
+
+
+def test_what_packages_and_files_carry_stands_there_with_its_licence():
+    rows = table("| what | carried by | licence |")
+    packages = lock("requirements.txt")
+    carriers = {carrier.strip("`") for _, carrier, _ in rows}
+    for what, carrier, words in rows:
+        assert carrier in packages or (ROOT / carrier.strip("`")).is_file(), what
+        check_licence(words, carrier)
+    repaired = {name for name in packages if name in wanted(asked("requirements.in")) and any(
+        ".libs/" in str(file) for file in distribution(name).files)}
+    assert repaired | EMBEDDED <= carriers
