@@ -9,10 +9,14 @@ import subprocess
 import time
 from email.message import EmailMessage
 
+import psycopg
 import pytest
+from werkzeug.datastructures import Headers
 
+from blueprints.docs import POLICY
 from extensions import jwt, mail
-from tests.conftest import ENOUGH, ROOT
+from extensions.headers import SECURITY
+from tests.conftest import ENOUGH, ROOT, register
 from tests.test_operations import VERSIONS, read, send
 from tests.test_tokens import altered, claims_of
 
@@ -194,11 +198,120 @@ def test_no_request_is_echoed_or_passed_on(server, line):
     assert b"sesame" not in answer
 
 
-def test_no_version_of_anything_is_told(server):
-    for path in ("/health", "/nowhere", "users", "products"):
-        headers = server.call("GET", path).headers
-        assert re.fullmatch("[a-z]+", headers["Server"])
-        assert not {"Via", "X-Powered-By", "X-Runtime", "X-AspNet-Version"} & set(headers)
+# Every kind of answer: its status, its Cache-Control, and the request, whose lines end at each |.
+# A request that names its version is sent as it is; single words are shops of BROKEN.
+PUBLIC, PRIVATE, HOUR = "public, no-cache", "private, no-cache", "public, max-age=3600"
+NEVER = "no-store"
+REPORT = "GET /api/v1/reports/{}?start_date=2026-01-01&end_date=2026-01-02|Authorization: <admin>"
+ANSWERS = [
+    (200, NEVER, "GET /health"), (200, NEVER, "HEAD /health"), (200, NEVER, "GET /health/ready"),
+    (200, None, "GET /"), (302, None, "GET /|Accept: text/html"),
+    (200, "no-cache", "GET /api/v1/docs"), (200, "no-cache", "HEAD /api/v2/docs"),
+    (200, HOUR, "GET /docs/page.js"), (200, HOUR, "GET /docs/swagger-ui-bundle.js"),
+    (206, HOUR, "GET /docs/page.css|Range: bytes=0-3"),
+    (304, HOUR, "GET /docs/page.css|If-Modified-Since: Thu, 31 Dec 2099 00:00:00 GMT"),
+    (200, PUBLIC, "GET /api/v1/openapi.json"),
+    (304, PUBLIC, "GET /api/v1/openapi.json|If-None-Match: *"),
+    (200, HOUR, "GET /problems/gone"), (200, None, "GET /metrics|Authorization: <metrics>"),
+    (200, PUBLIC, "GET /api/v1/products?limit=7"), (200, PUBLIC, "GET /api/v1/products?limit=7"),
+    (200, PUBLIC, "GET /api/v1/products?limit=7|Accept-Encoding: gzip"),
+    (200, PUBLIC, "HEAD /api/v1/products"), (200, PUBLIC, "GET /api/v1/products/<product>"),
+    (304, PUBLIC, "GET /api/v1/products|If-None-Match: *"), (200, None, "OPTIONS /api/v1/products"),
+    (200, PRIVATE, "GET /api/v1/users/me|Authorization: <user>"),
+    (304, PRIVATE, "GET /api/v1/users/me|Authorization: <user>|If-None-Match: *"),
+    (200, PRIVATE, "GET /api/v2/users|Authorization: <admin>"),
+    (200, PRIVATE, REPORT.format("sales")), (200, PRIVATE, REPORT.format("transactions")),
+    (200, PRIVATE, REPORT.format("transactions") + "|Accept: text/csv|Accept-Encoding: gzip"),
+    (200, NEVER, 'POST /api/v1/auth/login||{"email": "<email>", "password": "<password>"}'),
+    (201, PRIVATE, 'POST /api/v1/products|Authorization: <admin>||{"name": "Tea", "price": 1}'),
+    (204, None, "POST /api/v1/auth/logout|Authorization: <leaver>"),
+    (400, NEVER, "GET /api/v1/products?search=%FF"), (400, NEVER, "POST /api/v1/auth/login||{"),
+    (401, NEVER, "GET /api/v1/users/me"), (401, NEVER, "GET /metrics"),
+    (403, NEVER, "GET /api/v1/users|Authorization: <user>"),
+    (404, NEVER, "GET /nowhere"), (404, NEVER, "HEAD /nowhere"), (404, NEVER, "GET /docs/nothing"),
+    (404, NEVER, "GET /api/v1/products/0"), (405, NEVER, "PUT /api/v1/products"),
+    (405, NEVER, "TRACE /api/v1/products"),
+    (412, NEVER, 'DELETE /api/v1/products/<product>|Authorization: <admin>|If-Match: "x"'),
+    (415, NEVER, "POST /api/v1/auth/login|Content-Type: text/plain||{}"),
+    (422, NEVER, "GET /api/v1/products?limit=0"), (422, NEVER, "POST /api/v1/auth/login||{}"),
+    # The worker's own refusals: of what is no request, too much of one, or half of one.
+    (400, NEVER, "nonsense||"), (400, NEVER, "GET / HTTP/9.9||"), (400, NEVER, "\x16\x03\x01||"),
+    (400, NEVER, "GET / HTTP/1.1|A b: c||"), (400, NEVER, f"GET / HTTP/1.1|X: {'a' * 70000}||"),
+    (400, NEVER, f"GET /{'a' * 70000} HTTP/1.1||"),
+    (400, NEVER, f"GET / HTTP/1.1|{'X: 1|' * 500}|"),
+    (400, NEVER, "POST /api/v1/auth/login HTTP/1.1|Transfer-Encoding: chunked||x|"),
+    (408, NEVER, "GET /health HTTP/1.1|X-Half: "),
+    (413, NEVER, "POST /api/v1/auth/login HTTP/1.1|Content-Length: 10485761||"),
+    # Of shops where something is broken.
+    (429, NEVER, "limited"), (500, NEVER, "faulty"), (503, NEVER, "away"), (504, NEVER, "locked"),
+]
+BROKEN = {"limited": {"RATE_LIMIT": "1 per hour"}, "faulty": {},
+          "away": {"DATABASE_URL": "postgresql:///shop?host=/nowhere"},
+          "locked": {"STATEMENT_TIMEOUT_MS": "100"}}
+
+
+@pytest.fixture(scope="module")
+def words(admin, client):
+    """What stands for the words in the table."""
+    person = register(client)
+    product = client.post("products", token=admin.token, json={"name": "Tea", "price": 1}).json
+    return {"admin": f"Bearer {admin.token}", "user": f"Bearer {person.token}",
+            "leaver": f"Bearer {register(client).token}", "metrics": f"Bearer {METRICS}",
+            "email": person.email, "password": person.password, "product": product["id"]}
+
+
+def over_wire(server, request):
+    """(status, headers) of the server's answer."""
+    if re.match(r"[A-Z]+ [^ |]+(\||$)", request):
+        head, _, body = request.partition("||")
+        line, *headers = head.split("|")
+        if body and "Content-Type" not in head:
+            headers.append("Content-Type: application/json")
+        request = "|".join([f"{line} HTTP/1.1", "Host: shop", "Connection: close",
+                            f"Content-Length: {len(body)}", *headers, "", body])
+    data = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(request.replace("|", "\r\n").encode("latin-1"))
+        while b"\r\n\r\n" not in data:
+            data += wire.recv(65536) or pytest.fail(f"closed behind {data}")
+    first, *lines = data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    return int(first.split()[1]), Headers([line.split(": ", 1) for line in lines])
+
+
+def of_a_broken_shop(how, make_app, make_database):
+    """(status, headers) of the second answer of a shop that can't."""
+    url = make_database()
+    shop = make_app(**{"DATABASE_URL": url, "CACHE_TYPE": "NullCache"} | BROKEN[how]).test_client()
+    with psycopg.connect(url) as conn:
+        if how == "faulty":
+            conn.execute("ALTER TABLE products RENAME COLUMN stock TO stocked")
+            conn.commit()
+        elif how == "locked":
+            conn.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE")
+        for _ in range(2):
+            answer = shop.get("/api/v1/products/1", environ_base={"REMOTE_ADDR": "192.0.2.78"})
+    return answer.status_code, answer.headers
+
+
+@pytest.mark.parametrize(("status", "kept", "request_"), ANSWERS,
+                         ids=[ascii(request[:60]) for *_, request in ANSWERS])
+def test_every_kind_of_answer_has_its_headers(
+        server, words, make_app, make_database, status, kept, request_):
+    if request_ in BROKEN:
+        found, headers = of_a_broken_shop(request_, make_app, make_database)
+    else:
+        request = re.sub("<([a-z]+)>", lambda word: str(words[word[1]]), request_)
+        found, headers = over_wire(server, request)
+    assert found == status
+    assert headers.get("Cache-Control") == kept
+    for name, value in SECURITY.items():
+        page = name == "Content-Security-Policy" and re.search("/docs( |$)", request_)
+        assert headers.getlist(name) == [POLICY if page else value]
+    assert len(headers.getlist("Cache-Control")) == (kept is not None)
+    assert [bool(re.fullmatch("[0-9a-f]{32}", value))
+            for value in headers.getlist("X-Request-ID")] == [True]
+    assert re.fullmatch("[a-z]*", headers.get("Server", ""))  # no version
+    assert not {"Via", "X-Powered-By", "X-Runtime", "X-AspNet-Version"} & set(headers.keys())
 
 
 @pytest.mark.parametrize("path", [
