@@ -364,7 +364,7 @@ def _socket_folder(home):
     name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
     shared = tempfile.gettempdir()
     if len(shared) > SOCKET_PATH_LIMIT / 2 or not PLAIN_PATH.fullmatch(shared):
-        shared = "/tmp"
+        shared = "/tmp"  # nosec B108 # to say that it is shared, not to write there
     short = pathlib.Path(shared) / f"shopfront-{os.geteuid()}-{name}"
     short.mkdir(mode=0o700, exist_ok=True)
     user = _user().get("user", os.geteuid())

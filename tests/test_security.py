@@ -236,12 +236,12 @@ ANSWERS = [
     (422, NEVER, "GET /api/v1/products?limit=0"), (422, NEVER, "POST /api/v1/auth/login||{}"),
     # The worker's own refusals: of what is no request, too much of one, or half of one.
     (400, NEVER, "nonsense||"), (400, NEVER, "GET / HTTP/9.9||"), (400, NEVER, "\x16\x03\x01||"),
-    (400, NEVER, "GET / HTTP/1.1|A b: c||"), (400, NEVER, f"GET / HTTP/1.1|X: {'a' * 70000}||"),
-    (400, NEVER, f"GET /{'a' * 70000} HTTP/1.1||"),
-    (400, NEVER, f"GET / HTTP/1.1|{'X: 1|' * 500}|"),
-    (400, NEVER, "POST /api/v1/auth/login HTTP/1.1|Transfer-Encoding: chunked||x|"),
+    (400, NEVER, "GET / HTTP/1.1|A b: c||"), (431, NEVER, f"GET / HTTP/1.1|X: {'a' * 70000}||"),
+    (414, NEVER, f"GET /{'a' * 70000} HTTP/1.1||"),
+    (431, NEVER, f"GET / HTTP/1.1|{'X: 1|' * 500}|"),
+    (400, NEVER, "POST /api/v1/auth/login HTTP/1.1|Host: x|Transfer-Encoding: chunked||x|"),
     (408, NEVER, "GET /health HTTP/1.1|X-Half: "),
-    (413, NEVER, "POST /api/v1/auth/login HTTP/1.1|Content-Length: 10485761||"),
+    (413, NEVER, "POST /api/v1/auth/login HTTP/1.1|Host: x|Content-Length: 10485761||"),
     # Of shops where something is broken.
     (429, NEVER, "limited"), (500, NEVER, "faulty"), (503, NEVER, "away"), (504, NEVER, "locked"),
 ]
