@@ -77,14 +77,15 @@ def on_starting(server):
         for address in server.address:
             refuse_taken(address)
     app = server.app.wsgi()
-    if app.config["APP_ENV"] != "production":
-        try:
+    try:
+        db.check_pooler(app.config)
+        if app.config["APP_ENV"] != "production":
             prepare(app)
-        except migrations.MigrationError as error:
-            raise SystemExit(str(error)) from None
-        except psycopg.OperationalError as error:
-            why = str(error).strip().partition("\n")[0].rstrip(".")
-            raise SystemExit(f"The database can't be reached: {why}.") from None
+    except (db.PoolerError, migrations.MigrationError) as error:
+        raise SystemExit(str(error)) from None
+    except psycopg.OperationalError as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SystemExit(f"The database can't be reached: {why}.") from None
 
 
 def refuse_taken(address):

@@ -7,10 +7,11 @@ import psycopg_pool
 from flask import current_app, g
 
 from db.embedded import Servers
-from db.pool import Database, lost
+from db.pool import Database, PoolerError, lost, refuse_pooler
 from db.queries import load
 
-__all__ = ["again_if_lost", "connection", "init_app", "load", "reading", "reports"]
+__all__ = ["PoolerError", "again_if_lost", "check_pooler", "connection", "init_app", "load",
+           "reading", "reports"]
 
 
 def connection():
@@ -38,6 +39,13 @@ def init_app(app):
     app.extensions["db_reports"] = Database(
         config["DATABASE_READ_URL"] or url, config["REPORT_CONCURRENCY"] + 1, 0, sessionless
     )
+
+
+def check_pooler(config):
+    """Raise PoolerError where a pooler gives our sessions to others and DATABASE_POOLER is none."""
+    for name in ("DATABASE_URL", "DATABASE_READ_URL"):
+        if config[name] and config["DATABASE_POOLER"] == "none":
+            refuse_pooler(name, config[name])
 
 
 def again_if_lost(dispatch):

@@ -34,7 +34,11 @@ def init_app(app):
 
 
 def url():
-    """The database's URL; starts the embedded server where none is set."""
+    """The database's URL, if it leads where it should; starts the embedded server without one."""
+    try:
+        db.check_pooler(current_app.config)
+    except db.PoolerError as error:
+        raise click.ClickException(str(error)) from None
     return current_app.config["DATABASE_URL"] or db.embedded_urls(current_app)[0]
 
 

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -233,6 +234,36 @@ def connect_options(statement_timeout_ms=0, sessionless=False):
     given = {"settings": settings} if sessionless else {
         "options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
     return given | {"connect_timeout": CONNECT_SECONDS, "application_name": "shopfront"}
+
+
+class PoolerError(Exception):
+    """There is a pooler between us and PostgreSQL that nobody has told us of."""
+
+
+def refuse_pooler(name, url):
+    """Raise PoolerError unless a connection to ``url``, the setting ``name``, keeps its session.
+
+    A session is marked as it is opened: a pooler drops the mark, or shows it to somebody else.
+    A server that can't be reached is for others to complain about.
+    """
+    marks = [secrets.token_hex(8), secrets.token_hex(8)]
+    asked = [*marks, marks[0]]
+    try:
+        with contextlib.ExitStack() as stack:
+            sessions = {mark: stack.enter_context(_marked_session(url, mark)) for mark in marks}
+            kept = [sessions[mark].execute("SELECT current_setting('shopfront.session', true)")
+                    .fetchone()[0] for mark in asked] == asked
+    except psycopg.OperationalError as error:
+        kept = "startup parameter" not in str(error)  # where a pooler refuses `options`
+    if not kept:
+        raise PoolerError(f"{name} leads to a connection pooler that does not keep a session for "
+                          "each client: set DATABASE_POOLER=transaction.")
+
+
+def _marked_session(url, mark):
+    kwargs = connect_options()
+    kwargs["options"] += f" -c shopfront.session={mark}"
+    return psycopg.connect(url, autocommit=True, **kwargs)
 
 
 def lost(error):

@@ -15,7 +15,7 @@ from psycopg import conninfo
 
 from db import migrations
 from db.embedded import _user
-from db.pool import Database
+from db.pool import Database, PoolerError, refuse_pooler
 from db.seed import PASSWORD, seed
 from extensions.upkeep import tidy
 from tests.conftest import ROOT, Client, execute, unique
@@ -26,6 +26,8 @@ WINDOW = "start_date=2020-01-01&end_date=2100-01-01"
 # A server whose own settings would show in answers and in time.
 HOSTILE = {"timezone": "America/New_York", "datestyle": "SQL, DMY", "jit": "on",
            "lock_timeout": "0", "statement_timeout": "0", "max_parallel_workers_per_gather": "4"}
+SENTENCE = ("DATABASE_URL leads to a connection pooler that does not keep a session for each "
+            "client: set DATABASE_POOLER=transaction.")
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="PgBouncer is not installed")
 
 
@@ -403,3 +405,48 @@ def test_migrations_at_once_apply_each_once(make_database, bouncer, tmp_path):
     assert execute(url, "SELECT n FROM tally ORDER BY n") == [(1,), (2,), (3,)]
     assert execute(url, "SELECT indisvalid FROM pg_index "
                         "WHERE indexrelid = 'tally_idx'::regclass") == [(True,)]
+
+
+# Without the setting.
+
+POOLERS = {
+    "that refuses options": {},
+    "that ignores options": {"ignore_startup_parameters": "options"},
+    "that goes round its servers": {"ignore_startup_parameters": "options",
+                                    "server_round_robin": "1"},
+    "that drops settings": {"ignore_startup_parameters": "options", "pool_mode": "session"},
+}
+
+
+@pytest.fixture(scope="module", params=POOLERS)
+def unannounced(request, bounce, direct):
+    return bounce(**POOLERS[request.param]).url(direct)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_READ_URL"])
+def test_a_pooler_that_keeps_no_session_is_noticed(unannounced, name):
+    with pytest.raises(PoolerError) as refused:
+        refuse_pooler(name, unannounced)
+    assert str(refused.value) == SENTENCE.replace("DATABASE_URL", name)
+
+
+@pytest.mark.parametrize("environment", ["production", "development"])
+@pytest.mark.parametrize("command", [["gunicorn", "-b", "127.0.0.1:0"], ["flask", "db", "upgrade"]],
+                         ids=["gunicorn", "flask"])
+@pytest.mark.parametrize("ignored", ["", "options"])
+def test_a_start_behind_an_unannounced_pooler_is_refused(bounce, direct, settings, command,
+                                                         environment, ignored):
+    url = bounce(ignore_startup_parameters=ignored).url(direct)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env=os.environ | settings | {"APP_ENV": environment, "DATABASE_URL": url})
+    assert done.returncode == 1
+    assert (done.stdout, done.stderr.removeprefix("Error: ")) == ("", f"{SENTENCE}\n")
+
+
+def test_sessions_that_keep_their_settings_are_not_a_pooler_s(direct):
+    refuse_pooler("DATABASE_URL", direct)
+
+
+def test_a_database_that_does_not_answer_is_not_a_pooler(tmp_path):
+    refuse_pooler("DATABASE_URL", f"postgresql:///shop?host={tmp_path}")
