@@ -115,6 +115,7 @@ RENEW = MARKS + """
     end
 end
 """
+KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])"
 
 
 class Known(NamedTuple):
@@ -204,8 +205,8 @@ class RedisBackend(BaseCache):
                 int(LEASE_SECONDS * 1000)]
 
     def _keep_lease(self):
-        lease, life = self._redis.key("group", EVERYTHING), int(LEASE_SECONDS * 1000)
-        self._redis.ask(lambda redis_: redis_.pexpire(lease, life))
+        self._redis.script(KEEP, [self._redis.key("group", EVERYTHING)],
+                           [int(LEASE_SECONDS * 1000)])
 
     def _found(self, reply):
         _, _, generation, state, *entry = reply
@@ -519,28 +520,40 @@ def change(conn, *groups):
     def renew(known_outcome):
         if not known_outcome and mark:
             return  # it may be stored yet: the mark has to outlive it
-        try:
-            backend.renew(mark, groups)
-        except RedisClient.Away:
-            if mark is None:
-                _outwait()
+        _renew(mark, groups)
     conn.after.append(renew)
 
 
 def invalidate(*groups):
     """Make every entry of these groups stale, everywhere, before this returns."""
+    _renew(None, groups)
+
+
+def _renew(mark, groups):
+    """Renew groups, or wait until nobody can be served from a Redis that is away.
+
+    A mark is no reason not to: a Redis that has started anew knows nothing of it.
+    """
     try:
-        cache.cache.renew(None, groups)
+        cache.cache.renew(mark, groups)
     except RedisClient.Away:
-        _outwait()
+        _outwait(mark, groups)
 
 
-def _outwait():
-    """Wait until nobody can be served from a Redis that is away: its lease has run out by then, or
-    it is back and this process has made everything stale that it kept."""
-    redis_client = client()
-    since = redis_client.away_since or time.monotonic()
-    redis_client.wait(since + LEASE_SECONDS + 0.2 - time.monotonic())
+def _outwait(mark, groups):
+    """Until its lease has run out; or it is back, and what it kept was made stale after this began.
+
+    A return that was under way by then may have made that stale before the write was stored.
+    """
+    here = client()
+    begun = here.returns_begun
+    end = (here.away_since or time.monotonic()) + LEASE_SECONDS + 0.2
+    while here.wait(end - time.monotonic()):
+        if here.returned > begun:
+            return
+        with contextlib.suppress(RedisClient.Away):
+            cache.cache.renew(mark, groups)
+            return
 
 
 def _compressed(entry, encoding):

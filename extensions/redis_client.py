@@ -29,7 +29,8 @@ class RedisClient:
 
     A call that fails opens it: from then on every call raises Away at once. A thread of its own
     asks four times a second whether Redis is back, calls ``on_return`` and closes it. While all is
-    well the same thread calls ``on_beat``.
+    well the same thread calls ``on_beat``, which keeps its connection open: a Redis that is full of
+    clients goes on answering those that it has.
     """
 
     class Away(Exception):
@@ -44,6 +45,7 @@ class RedisClient:
         self._here = threading.Event()
         self._here.set()
         self.away_since = None
+        self.returns_begun = self.returned = 0  # the number of the last one that is over
         self.on_beat = self.on_return = lambda: None
 
     @property
@@ -78,7 +80,7 @@ class RedisClient:
         def run(redis_):
             replies = self._talk(redis_, commands)
             if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
-                redis_.script_load(source)
+                self._talk(redis_, [["SCRIPT", "LOAD", source]])
                 replies = self._talk(redis_, commands)
             for reply in replies:
                 if isinstance(reply, redis.RedisError):
@@ -147,9 +149,11 @@ class RedisClient:
 
     def _return(self):
         """Close the breaker if Redis answers, and only after ``on_return`` has been heard."""
-        self.ask(lambda redis_: redis_.ping())
+        self.returns_begun += 1
+        self.script("return 1", [], [])
         self.on_return()
         log.warning("Redis is back after %.1f s", time.monotonic() - self.away_since)
+        self.returned = self.returns_begun
         self.away_since = None
         self._here.set()
 

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 import pytest
 import redis
 
+from extensions.cache import RedisBackend
+from extensions.redis_client import BEAT
 from tests.conftest import PASSWORD, execute, register, unique
 
 LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining",
@@ -366,6 +368,67 @@ def test_what_changed_while_redis_was_frozen_is_not_forgotten(make_app, make_cli
                 assert answer.json["price"] == "77.00"
                 hits += answer.headers["X-Cache"] == "hit"
     assert hits >= 20
+
+
+def test_a_write_that_gets_no_connection_is_seen_by_those_who_have_one(make_app, make_client, admin,
+                                                                       valkey, make_product):
+    """Redis is full of clients: it answers those that it has, and refuses the others."""
+    writer, reader = (make_client(make_app(REDIS_URL=valkey.url)) for _ in range(2))
+    path = f"products/{make_product()['id']}"
+    for visitor in (reader, writer, reader):
+        assert visitor.get(path).status_code == 200
+    time.sleep(2 * BEAT)  # by then both heartbeats have a connection, too
+    with redis.Redis.from_url(valkey.url) as memory:
+        memory.config_set("maxclients", 1)
+        for price in ("1.00", "2.00", "3.00"):
+            writer.app.extensions["redis_client"]._local.connection.disconnect()
+            assert writer.patch(path, token=admin.token, json={"price": price}).status_code == 200
+            assert [reader.get(path).json["price"] for _ in range(3)] == [price] * 3
+
+
+def test_a_write_whose_mark_redis_lost_is_seen_by_all(make_app, make_client, valkey, admin,
+                                                      make_product, monkeypatch):
+    """Redis starts anew behind a write's first word to it, and another node is sooner back."""
+    writer, reader = (make_client(make_app(REDIS_URL=valkey.url)) for _ in range(2))
+    path, mark = f"products/{make_product()['id']}", RedisBackend.mark
+
+    def lose(self, groups):
+        made = mark(self, groups)
+        valkey.kill()
+        writer.get("categories")  # finds out
+        valkey.start()
+        for _ in range(3):
+            assert reader.get(path).json["price"] == "10.00"  # and keeps it
+        return made
+    for _ in range(2):
+        reader.get(path)
+    monkeypatch.setattr(RedisBackend, "mark", lose)
+    assert writer.patch(path, token=admin.token, json={"price": "11.00"}).status_code == 200
+    assert reader.get(path).json["price"] == "11.00"
+
+
+def test_a_redis_that_comes_back_just_before_a_commit_has_not_seen_it(make_app, make_client, admin,
+                                                                     valkey, make_product):
+    """What makes everything stale on its return is followed by a moment in which it is not back."""
+    writer, reader = (make_client(make_app(REDIS_URL=valkey.url)) for _ in range(2))
+    path, store = f"products/{make_product()['id']}", writer.app.extensions["redis_client"]
+    renew, renewed, stored = store.on_return, threading.Event(), threading.Event()
+
+    def slowly():
+        renew()
+        renewed.set()
+        stored.wait(5)
+        time.sleep(0.2)
+    store.on_return = slowly
+    for visitor in (writer, reader):
+        visitor.get(path)
+    store._leave(redis.ConnectionError("it goes away for this node alone"))
+    assert renewed.wait(5)
+    for _ in range(3):
+        assert reader.get(path).json["price"] == "10.00"  # and keeps it
+    threading.Timer(0.1, stored.set).start()
+    assert writer.patch(path, token=admin.token, json={"price": "11.00"}).status_code == 200
+    assert reader.get(path).json["price"] == "11.00"
 
 
 def test_writes_while_redis_is_away_do_not_pile_up(shop, valkey, admin, make_product):
