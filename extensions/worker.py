@@ -15,6 +15,7 @@ import errno
 import functools
 import io
 import logging
+import math
 import re
 import resource
 import selectors
@@ -31,6 +32,7 @@ from extensions.errors import Problem
 
 HEAD_SECONDS, BODY_SECONDS = 10, 30  # for a head from its first byte, and then for the body
 READ_SECONDS = 60  # for the client to take some of an answer
+FRESH_SECONDS = 0.5  # for a request on its way: behind a connection, behind an answer
 CLOSE_SECONDS = 2  # for the client's own farewell (RFC 9112, 9.6)
 LOOK_SECONDS = 0.25  # how often deadlines are looked at
 BLOCK = 65536
@@ -207,7 +209,7 @@ class Worker(ThreadWorker):
         # Beside clients there are Redis, the database, logs and whatever a view opens.
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        self.worker_connections = max(1, min(CONNECTIONS, files - 200))
+        self.worker_connections = max(1, min(CONNECTIONS, files - min(200, files // 2)))
         super().init_process()
 
     def load_wsgi(self):
@@ -269,6 +271,8 @@ class Worker(ThreadWorker):
     @contained
     def ready(self, conn, sock):
         """The poller's word: there is something to read, or room to write."""
+        if conn not in self.connections:  # dropped since the poller spoke
+            return
         if conn.state == WRITING:
             self.flush(conn)
             return
@@ -608,6 +612,8 @@ class Worker(ThreadWorker):
         self.looked = now
         if self.leaves and now > self.leaves:
             self.alive = False
+        if self.nr_conns >= self.worker_connections:
+            self.shed()  # nobody is let in until somebody leaves
         for conn in list(self.connections):
             if force or (conn.state != BUSY and conn.deadline < now):
                 self.expire(conn, force)
@@ -620,8 +626,14 @@ class Worker(ThreadWorker):
             self.drop(conn)
 
     def shed(self):
-        """Part with some of those who wait longest: others want to come in."""
-        waiting = [conn for conn in self.connections if conn.state != BUSY]
+        """Part with some of those who wait longest: others want to come in.
+
+        Not with who has just come in or been answered: a request may lie there unread.
+        """
+        fresh = time.monotonic() - FRESH_SECONDS
+        spared = {HEAD: fresh + HEAD_SECONDS, IDLE: fresh + self.cfg.keepalive}
+        waiting = [conn for conn in self.connections if conn.state != BUSY
+                   and conn.deadline < spared.get(conn.state, math.inf)]
         for conn in sorted(waiting, key=lambda conn: conn.deadline)[:len(waiting) // 10 + 1]:
             self.expire(conn, True)
 

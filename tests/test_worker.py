@@ -1,7 +1,10 @@
 """Requests as they come over the wire: slow, in pieces, too large, half-closed, many at once."""
 import contextlib
 import json
+import os
+import pathlib
 import re
+import resource
 import signal
 import socket
 import time
@@ -193,3 +196,65 @@ def test_whatever_is_under_way_is_finished_when_a_worker_leaves(serve, database_
             assert server.process.wait(10) == 0
         else:
             assert wires.enter_context(Wire(server, GET)).answer()[0] == 200
+
+
+@pytest.fixture
+def tight(serve):
+    """One worker that may open 160 files."""
+    server = serve(workers=1)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (160, 160))
+    old, = server.worker_pids
+    os.kill(old, signal.SIGKILL)  # the next one has its master's limits
+    end = time.monotonic() + 20
+    while server.worker_pids in ([], [old]):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return server
+
+
+def test_few_descriptors_are_for_those_who_ask(tight):
+    """Whoever waits longest gives way, never who comes in."""
+    with contextlib.ExitStack() as silent:
+        for _ in range(10):
+            for _ in range(40):
+                silent.enter_context(Wire(tight))
+            asked = time.monotonic()
+            with Wire(tight, GET * 2) as wire:
+                assert wire.answer()[0] == wire.answer()[0] == 200
+            assert time.monotonic() - asked < 2
+
+
+def test_who_has_been_answered_gives_way_to_who_waits_at_the_door(tight, database_url):
+    """More come at once than a worker takes, and none of them closes behind its answer."""
+    with contextlib.ExitStack() as stack:
+        with psycopg.connect(database_url) as conn:
+            conn.execute("LOCK TABLE products")
+            wires = [stack.enter_context(
+                Wire(tight, b"GET /api/v1/products/%d HTTP/1.1\r\nHost: shop\r\n\r\n" % number)
+            ) for number in range(10**9, 10**9 + 120)]
+            time.sleep(0.7)  # as many as it takes are in
+        asked = time.monotonic()
+        assert {wire.answer()[0] for wire in wires} == {404}
+        assert time.monotonic() - asked < 5
+
+
+def test_who_gives_way_while_it_sends_takes_nobody_along(serve):
+    """What is closed to let another in may have something to read in the same turn of the loop."""
+    server = serve(workers=1)
+    pid, = server.worker_pids
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(server)) for _ in range(60)]
+        last = stack.enter_context(Wire(server, GET))
+        assert last.answer()[0] == 200  # by now all of them are in
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), most))
+        os.kill(pid, signal.SIGSTOP)
+        while pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
+        wires += [stack.enter_context(Wire(server)) for _ in range(5)]
+        for wire in wires:
+            wire.send(b"G")
+        os.kill(pid, signal.SIGCONT)
+        with Wire(server, GET) as wire:
+            assert wire.answer()[0] == 200
+    assert server.worker_pids == [pid]
