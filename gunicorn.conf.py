@@ -2,6 +2,7 @@
 import contextlib
 import fcntl
 import gc
+import itertools
 import os
 import pathlib
 import shutil
@@ -123,14 +124,19 @@ def when_ready(server):
     gc.freeze()  # what exists by now is for good, and stays on pages that the workers share
 
 
+def pre_fork(server, worker):
+    """Give a worker the least number that no living one has."""
+    taken = {other.number for other in server.WORKERS.values()}
+    worker.number = next(number for number in itertools.count(1) if number not in taken)
+
+
+def post_fork(server, worker):
+    from extensions import metrics  # not before PROMETHEUS_MULTIPROC_DIR is set
+    metrics.process = f"{worker.ppid}-{worker.number}"
+
+
 def post_worker_init(worker):
     worker.app.wsgi().extensions["upkeep"].start()
-
-
-def child_exit(server, worker):
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        from prometheus_client import multiprocess
-        multiprocess.mark_process_dead(worker.pid)
 
 
 def on_exit(server):

@@ -21,6 +21,12 @@ from extensions.jwt import public
 
 log = logging.getLogger("shopfront.deprecation")
 
+# Which of the processes that count together this is. A worker goes on in the files of a dead one,
+# whose number it gets; by their pids the files, and the work of reading them, would only grow.
+process = "alone"
+if values.ValueClass.__name__ == "MmapedValue":
+    values.ValueClass = values.MultiProcessValue(lambda: process)
+
 REQUESTS = Counter("shopfront_requests_total", "Requests answered",
                    ["method", "route", "status"])
 SECONDS = Histogram("shopfront_request_seconds", "Time until the response began", ["route"],

@@ -203,13 +203,17 @@ def tight(serve):
     """One worker that may open 160 files."""
     server = serve(workers=1)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (160, 160))
+    replace_worker(server)  # the next one has its master's limits
+    return server
+
+
+def replace_worker(server):
     old, = server.worker_pids
-    os.kill(old, signal.SIGKILL)  # the next one has its master's limits
+    os.kill(old, signal.SIGKILL)
     end = time.monotonic() + 20
     while server.worker_pids in ([], [old]):
         assert time.monotonic() < end
         time.sleep(0.02)
-    return server
 
 
 def test_few_descriptors_are_for_those_who_ask(tight):
@@ -258,3 +262,14 @@ def test_who_gives_way_while_it_sends_takes_nobody_along(serve):
         with Wire(server, GET) as wire:
             assert wire.answer()[0] == 200
     assert server.worker_pids == [pid]
+
+
+def test_a_worker_counts_on_where_a_dead_one_stopped(serve, tmp_path, settings):
+    """The files of the metrics are as many as the workers, not as all that there have been."""
+    server = serve(workers=1, TMPDIR=str(tmp_path))
+    for number in range(1, 4):
+        assert server.call("GET", "categories").status == 200
+        text = server.call("GET", "/metrics", token=settings["METRICS_TOKEN"]).body.decode()
+        asked = re.search(r'requests_total{.*route="/api/v1/categories".*} (\d+)', text)
+        assert (int(asked[1]), len(list(tmp_path.rglob("*.db")))) == (number, 2)
+        replace_worker(server)
