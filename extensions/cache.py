@@ -26,7 +26,7 @@ from werkzeug.http import parse_etags
 from extensions import compression
 from extensions.answers import PUBLIC, etag_of
 from extensions.limits import COUNT
-from extensions.redis_client import RedisClient, client
+from extensions.redis_client import RedisClient
 from extensions.visit import visit
 
 BUSY_SECONDS = 3.0  # how long the others wait for the one who computes
@@ -146,7 +146,7 @@ class RedisBackend(BaseCache):
 
     def __init__(self, redis_client, ttl):
         super().__init__(default_timeout=ttl)
-        self._redis, self._ttl = redis_client, ttl
+        self.redis, self._ttl = redis_client, ttl
         redis_client.on_beat = self._keep_lease
         redis_client.on_return = lambda: self.renew(None, [EVERYTHING])
 
@@ -163,38 +163,38 @@ class RedisBackend(BaseCache):
                 keys += self._keys(one.known, compression.choose(one.accepts))
             calls.append((keys, self._arguments(one.known, limit)))
         return [(reply[:2], self._found(reply) if len(reply) > 2 else None)
-                for reply in self._redis.scripts(ENTER, calls)]
+                for reply in self.redis.scripts(ENTER, calls)]
 
     def lookup(self, known, encoding):
         """The Found of an answer."""
         keys, arguments = self._keys(known, encoding), self._arguments(known)
-        return self._found(self._redis.script(ENTER, keys, arguments))
+        return self._found(self.redis.script(ENTER, keys, arguments))
 
     def store(self, known, generation, entries, unlock=True):
         """Keep ``{variant or None: bytes}`` under their generation, and let the others go on."""
-        key = self._redis.key
+        key = self.redis.key
         keys = [key("lock", known.key)] if unlock else []
         arguments = [self._ttl, int(unlock)]
         for variant, entry in entries.items():
             keys.append(key("entry", known.key, *([variant] if variant else [])))
             arguments.append(generation + b"|" + entry)
-        self._redis.script(STORE, keys, arguments)
+        self.redis.script(STORE, keys, arguments)
 
     def mark(self, groups):
         """Keep what these groups show from being served or kept, until ``renew(mark, groups)``."""
         mark = _word()
-        self._redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
+        self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
         return mark
 
     def renew(self, mark, groups):
-        self._redis.script(RENEW, self._groups(groups), _renewal(mark or ""))
+        self.redis.script(RENEW, self._groups(groups), _renewal(mark or ""))
 
     def _groups(self, groups):
-        key = self._redis.key
+        key = self.redis.key
         return [key("group", group) for group in groups]
 
     def _keys(self, known, encoding):
-        key = self._redis.key
+        key = self.redis.key
         entry = key("entry", known.key)
         return [key("lock", known.key), f"{entry}:{encoding}" if encoding else entry, entry,
                 *self._groups(known.groups), key("group", EVERYTHING)]
@@ -205,7 +205,7 @@ class RedisBackend(BaseCache):
                 int(LEASE_SECONDS * 1000)]
 
     def _keep_lease(self):
-        self._redis.script(KEEP, [self._redis.key("group", EVERYTHING)],
+        self.redis.script(KEEP, [self.redis.key("group", EVERYTHING)],
                            [int(LEASE_SECONDS * 1000)])
 
     def _found(self, reply):
@@ -520,39 +520,39 @@ def change(conn, *groups):
     def renew(known_outcome):
         if not known_outcome and mark:
             return  # it may be stored yet: the mark has to outlive it
-        _renew(mark, groups)
+        _renew(backend, mark, groups)
     conn.after.append(renew)
 
 
 def invalidate(*groups):
     """Make every entry of these groups stale, everywhere, before this returns."""
-    _renew(None, groups)
+    _renew(cache.cache, None, groups)
 
 
-def _renew(mark, groups):
+def _renew(backend, mark, groups):
     """Renew groups, or wait until nobody can be served from a Redis that is away.
 
     A mark is no reason not to: a Redis that has started anew knows nothing of it.
     """
     try:
-        cache.cache.renew(mark, groups)
+        backend.renew(mark, groups)
     except RedisClient.Away:
-        _outwait(mark, groups)
+        _outwait(backend, mark, groups)
 
 
-def _outwait(mark, groups):
+def _outwait(backend, mark, groups):
     """Until its lease has run out; or it is back, and what it kept was made stale after this began.
 
     A return that was under way by then may have made that stale before the write was stored.
     """
-    here = client()
+    here = backend.redis
     begun = here.returns_begun
     end = (here.away_since or time.monotonic()) + LEASE_SECONDS + 0.2
     while here.wait(end - time.monotonic()):
         if here.returned > begun:
             return
         with contextlib.suppress(RedisClient.Away):
-            cache.cache.renew(mark, groups)
+            backend.renew(mark, groups)
             return
 
 
