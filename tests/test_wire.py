@@ -418,6 +418,21 @@ def test_bodies_are_counted_until_they_are_answered(serve, database_url):
             assert wire.answer()[0] == 401
 
 
+def test_the_loop_never_waits_for_a_client_that_does_not_read(serve, admin):
+    """Not even where a report has given the socket a timeout of its own."""
+    server = serve(workers=1)
+    report = ("HEAD /api/v1/reports/transactions?start_date=2026-01-01&end_date=2026-01-02 "
+              f"HTTP/1.1\r\nHost: shop\r\nAuthorization: Bearer {admin.token}\r\n\r\n").encode()
+    with Wire(server, report) as idle:
+        assert idle.sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        idle.sock.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                idle.send(BEHIND * 100)
+        for _ in range(10):
+            assert well(server)
+
+
 FAULTY = """
 def fault(visit, sent):
     if visit.environ["QUERY_STRING"] == "fault":
