@@ -338,9 +338,7 @@ def cluster_url(request, tmp_path_factory):
     binary = next(packaged, None) or shutil.which(request.param)
     if binary is None:
         pytest.skip(f"There is no {request.param} here.")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [binary, "--bind", "127.0.0.1", "--port", str(port), "--cluster-enabled", "yes",
          "--cluster-port", "0", "--save", "", "--dir", tmp_path_factory.mktemp("cluster")],
@@ -355,6 +353,14 @@ def cluster_url(request, tmp_path_factory):
     finally:
         server.terminate()
         server.wait(10)
+
+
+def free_port():
+    """A port whose cluster bus, ten thousand above it, is one, too."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.randrange(20000, 30000)))
+            return free.getsockname()[1]
 
 
 def wait_until(true):
