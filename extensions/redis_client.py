@@ -64,7 +64,8 @@ class RedisClient:
             raise self.Away
         try:
             return work(self._client)
-        except redis.RedisError as error:  # one that refuses (MISCONF, NOREPLICAS) is away, too
+        # One that refuses (MISCONF, NOREPLICAS) is away, too, or that no descriptor is left for.
+        except (redis.RedisError, OSError) as error:
             self._leave(error)
             raise self.Away from None
 

@@ -3,6 +3,7 @@ import contextlib
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import threading
@@ -330,6 +331,21 @@ def test_a_redis_that_will_not_write_is_as_good_as_none(shop, valkey, admin, mak
         configure(normal)
     until(lambda: visitor.get(path).headers["X-Cache"] == "hit")
     assert visitor.get(path).json["stock"] == 2
+
+
+def test_no_descriptor_for_redis_is_as_good_as_no_redis(shop, valkey, user):
+    """Not even to redis-py, which reads a file of its own for each new connection."""
+    visitor = shop(REDIS_URL=valkey.url)
+    assert visitor.get("users/me", token=user.token).status_code == 200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    visitor.app.extensions["redis_client"]._local.connection = None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, hard))
+        answer = visitor.get("users/me", token=user.token)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert answer.status_code == 200
+    until(lambda: visitor.get("/health/ready").json == {"status": "ok"})
 
 
 def test_many_at_once_do_not_queue_up_before_a_frozen_redis(serve, valkey):
