@@ -21,13 +21,15 @@ DOWNLOAD = "reports/transactions?start_date=2020-01-01&end_date=2100-01-01"
 class Postgres:
     """A PostgreSQL of the test's own, which can be stopped, started and frozen."""
 
+    durable = False
+
     def __init__(self, folder):
         self.folder, self.leases, self.stopped = folder, [], contextlib.ExitStack()
         self.url, self.redis_url = self.start()
 
     def start(self):
         self.stopped.close()
-        self.leases.append(Servers(self.folder, durable=False))
+        self.leases.append(Servers(self.folder, self.durable))
         return self.leases[-1].start()
 
     @property

@@ -5,6 +5,7 @@
     python -m tests.bench storage [--copies 9]             the same shop, with ten years of sales
     python -m tests.bench accounts                         a login's parts, what a token check costs
     python -m tests.bench growth [--quick] [--out docs]    by products, connections, workers: charts
+    python -m tests.bench faults [--hold 10]               what each fault costs, as a table
 
 Everything runs in a folder of its own under the temporary directory, with servers of its own, and
 goes with it; --keep FOLDER keeps the database for the next run.
@@ -15,9 +16,11 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -28,8 +31,9 @@ import psycopg
 from db.seed import PASSWORD
 from extensions import passwords
 from tests.bench.growth import growth
-from tests.bench.shop import login, shop, show, timed
-from tests.conftest import ROOT
+from tests.bench.shop import ENV, login, shop, show, timed
+from tests.conftest import ROOT, Server
+from tests.faults import FAULTS, Rig, strike
 
 
 def catalogue(args):
@@ -266,19 +270,45 @@ def cpu(server, token, requests=1500):
     return (used() - before) / os.sysconf("SC_CLK_TCK") / requests * 1e6
 
 
+def faults(args):
+    """What the README says of faults, measured: each of them for --hold seconds, under load."""
+    own = pathlib.Path(tempfile.mkdtemp(prefix="shopfront-bench-"))
+    own.chmod(0o755)
+    rig = Rig(own / "f", lambda **env: Server(ENV | env).wait())
+    print("| fault | slowest answer | its outcome | well again after | refused or broken |\n"
+          "| --- | --- | --- | --- | --- |")
+    try:
+        for fault in FAULTS:
+            if not fault.possible(rig):
+                continue
+            result = strike(rig, fault, args.hold)
+            slowest, bad = result.slowest, {}
+            for (_, outcome), count in result.outcomes.items():
+                bad[outcome] = bad.get(outcome, 0) + count
+            good = bad.pop("ok", 0)
+            failed = ", ".join(f"{count} {name}" for name, count in bad.items()) or "none"
+            print(f"| {fault.name} | {slowest.seconds:.1f} s, {slowest.kind} | {slowest.outcome} | "
+                  f"{result.healed:.1f} s | {failed} of {good + sum(bad.values())} |", flush=True)
+    finally:
+        rig.close()
+        shutil.rmtree(own, ignore_errors=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["catalogue", "sales", "storage", "accounts", "growth"])
+    parser.add_argument("what", choices=[
+        "catalogue", "sales", "storage", "accounts", "growth", "faults"])
     parser.add_argument("--products", type=int, default=1_000_000)
     parser.add_argument("--sales", type=int, default=2_500_000)
     parser.add_argument("--copies", type=int, default=9)
+    parser.add_argument("--hold", type=float, default=10, help="seconds that a fault lasts")
     parser.add_argument("--keep", help="a folder to keep the database in")
     parser.add_argument("--quick", action="store_true", help="growth: small, to see that it works")
     parser.add_argument("--out", default=ROOT / "docs", help="growth: a folder for its files")
     args = parser.parse_args()
     {"catalogue": catalogue, "sales": sales, "storage": storage, "accounts": accounts,
-     "growth": growth}[args.what](args)
+     "growth": growth, "faults": faults}[args.what](args)
 
 
 if __name__ == "__main__":
