@@ -37,3 +37,4 @@ def init_app(app):
     app.register_blueprint(docs.blp)
     docs.init_app(app)
     users.init_app(app)
+    users_v2.init_app(app)

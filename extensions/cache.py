@@ -21,10 +21,9 @@ from typing import NamedTuple
 from flask import Response, current_app, request
 from flask_caching import Cache
 from flask_caching.backends.base import BaseCache
-from werkzeug.http import parse_etags
 
 from extensions import compression
-from extensions.answers import PUBLIC, etag_of
+from extensions.answers import PUBLIC, etag_of, without_flask
 from extensions.limits import COUNT
 from extensions.redis_client import RedisClient
 from extensions.visit import visit
@@ -492,18 +491,12 @@ def render(visit, entry, encoding, hit):
     """(status, headers, body) of an entry for a visit: 304 where it has the tag (RFC 9110, 13)."""
     head, _, body = entry.partition(b"\n")
     tag, *more = head.decode().split("\t")
-    headers = [("ETag", f'"{tag}"'), ("Cache-Control", PUBLIC), ("Vary", "Accept-Encoding"),
+    headers = [("Cache-Control", PUBLIC), ("Vary", "Accept-Encoding"),
                ("X-Cache", "hit" if hit else "miss")]
     for header in more:
         name, _, value = header.partition(":")
         headers.append((name, value))
-    asked = visit.environ.get("HTTP_IF_NONE_MATCH")
-    if asked and parse_etags(asked).contains_weak(tag):
-        return "304 NOT MODIFIED", headers, b""
-    if encoding:
-        headers.append(("Content-Encoding", encoding))
-    headers += ("Content-Type", "application/json"), ("Content-Length", str(len(body)))
-    return "200 OK", headers, body
+    return without_flask(visit, body, headers, tag, encoding)
 
 
 def change(conn, *groups):

@@ -24,8 +24,9 @@ from extensions.visit import Visit
 class Door:
     """The WSGI application around Flask's.
 
-    ``ready`` are answers that need nothing: a function that makes the JSON, by path. ``notices``
-    are functions that add to the headers of every answer below a path.
+    ``ready`` are answers that need nothing: a function that makes the JSON, by path. ``direct`` are
+    those that need no more than the Visit: a route, and a function that makes (status, headers,
+    body), by path. ``notices`` are functions that add to the headers of every answer below a path.
     """
 
     def __init__(self, app):
@@ -39,7 +40,7 @@ class Door:
         self._measured = bool(config["METRICS_TOKEN"])
         self._largest = config["MAX_CONTENT_LENGTH"]
         self.log = app.extensions["access_log"]
-        self.ready, self.notices, self._proxies = {}, {}, None
+        self.ready, self.direct, self.notices, self._proxies = {}, {}, {}, None
         if proxies := config["TRUSTED_PROXIES"]:  # called for what it does to the environ
             self._proxies = ProxyFix(lambda environ, start_response: None,
                                      x_for=proxies, x_proto=proxies, x_host=proxies)
@@ -82,8 +83,9 @@ class Door:
 
     def ask(self, visit, start_response):
         """The answer of whoever has to make it, as WSGI has it: this may take its time."""
-        if visit.known:
-            answer = self._finished(visit, *self._find(visit))
+        find = self._way(visit)
+        if find:
+            answer = self._finished(visit, *self._found(visit, find))
             self.log.flush()
             start_response(*answer[:2])
             return [answer[2]]
@@ -96,11 +98,20 @@ class Door:
             return start_response(status, sent, exc_info)
         return self._flask(visit.environ, start)
 
-    def _find(self, visit):
-        visit.route = visit.known.route
+    def _way(self, visit):
+        """The function that makes a visit's answer without Flask, or None."""
+        if visit.known:
+            visit.route = visit.known.route
+            return lambda visit: cache.answer(visit, visit.known)
+        if visit.path in self.direct and visit.method in ("GET", "HEAD") and not visit.url[1]:
+            visit.route, find = self.direct[visit.path]
+            return find
+        return None
+
+    def _found(self, visit, find):
         with self._app.app_context():
             try:
-                return db.again_if_lost(lambda: cache.answer(visit, visit.known))
+                return db.again_if_lost(lambda: find(visit))
             except Exception as error:
                 return errors.render(errors.problem_of(error), visit.shown_path, visit.id)
 

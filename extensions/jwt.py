@@ -109,9 +109,9 @@ def _verified(token, kind, keys):
         raise Problem("authentication_required", "The token is not valid.") from None
 
 
-def _bearer():
+def _bearer(visit):
     """The token of the Authorization header (RFC 6750), whose scheme has any letter case."""
-    header = request.headers.get("Authorization")
+    header = visit.environ.get("HTTP_AUTHORIZATION")
     if header is None:
         raise Problem("authentication_required")
     scheme, _, token = header.strip().partition(" ")
@@ -121,18 +121,23 @@ def _bearer():
     return token
 
 
-def authenticate():
-    """Who is calling, as ``g.caller``: the user's row, and ``session_id``."""
-    claims = decode(_bearer(), "access")
+def identify(visit, query):
+    """The row of a query that looks up user and session: ``{id, idle, …}``. Raises 401."""
+    claims = decode(_bearer(visit), "access")
     with db.reading() as conn:
-        caller = queries.caller(conn, user_id=claims["sub"], session_id=claims["sid"])
+        caller = query(conn, user_id=claims["sub"], session_id=claims["sid"])
         if caller is None:
             raise Problem("token_revoked")
         if caller["idle"]:
             queries.touch(conn, session_id=claims["sid"])
-    g.caller = caller
-    visit().caller_id = caller["id"]
+    visit.caller_id = caller["id"]
     return caller
+
+
+def authenticate():
+    """Who is calling, as ``g.caller``: the user's row, and ``session_id``."""
+    g.caller = identify(visit(), queries.caller)
+    return g.caller
 
 
 def is_admin():

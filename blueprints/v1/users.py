@@ -8,10 +8,16 @@ from werkzeug.http import http_date
 import db
 from blueprints.v1.auth import check_own_password, mail, new_hash
 from extensions import logs
-from extensions.answers import answer, check_if_match, nothing, require_if_match
+from extensions.answers import (
+    answer,
+    check_if_match,
+    nothing,
+    private_without_flask,
+    require_if_match,
+)
 from extensions.arguments import Blueprint
 from extensions.errors import Problem, invalid
-from extensions.jwt import admin, is_admin, signed_in
+from extensions.jwt import admin, identify, is_admin, signed_in
 from extensions.metrics import count_deprecated
 from extensions.openapi import raises
 from extensions.pages import Page, pattern
@@ -50,6 +56,14 @@ def announce_the_end(sunset):
 
 def init_app(app):
     app.extensions["door"].notices[PATH] = announce_the_end(app.config["V1_USERS_SUNSET"])
+    if not app.config["V1_USERS_GONE"]:
+        know_oneself(app, PATH, queries)
+
+
+def know_oneself(app, path, shape):
+    """Have the door answer "who am I" by one query, in the version's ``shape``."""
+    app.extensions["door"].direct[f"{path}/me"] = f"{path}/<user_id:user_id>", lambda visit: (
+        private_without_flask(visit, identify(visit, shape.me)["json"]))
 
 
 PATH = "/api/v1/users"

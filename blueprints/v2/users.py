@@ -16,6 +16,10 @@ blp = Blueprint("users", __name__, url_prefix="/users", description="Accounts an
 queries = db.load("users_v2")
 
 
+def init_app(app):
+    v1.know_oneself(app, "/api/v2/users", queries)
+
+
 @blp.route("")
 class Users(MethodView):
     @admin
