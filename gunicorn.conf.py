@@ -132,7 +132,18 @@ def pre_fork(server, worker):
 
 def post_fork(server, worker):
     from extensions import metrics  # not before PROMETHEUS_MULTIPROC_DIR is set
-    metrics.process = f"{worker.ppid}-{worker.number}"
+    metrics.process = process_of(worker)
+
+
+def process_of(worker):
+    """By which name a worker counts."""
+    return f"{worker.ppid}-{worker.number}"
+
+
+def child_exit(server, worker):
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        from extensions import metrics
+        metrics.forget(process_of(worker))
 
 
 def post_worker_init(worker):

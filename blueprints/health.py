@@ -1,14 +1,21 @@
-"""Whether the shop is well: for load balancers and for people."""
+"""Whether the shop is well: for load balancers, for Prometheus and for people."""
+import contextlib
+import hashlib
+import hmac
+import pathlib
+import platform
 import threading
 import time
 from datetime import UTC, datetime
 
 import psycopg
 import psycopg_pool
-from flask import Blueprint, Response, current_app, json
+from flask import Blueprint, Response, current_app, json, request
+from prometheus_client import CONTENT_TYPE_LATEST
 
 import db
 from db import migrations
+from extensions import metrics
 from extensions.errors import Problem
 from extensions.jwt import public
 from extensions.openapi import raises
@@ -17,6 +24,7 @@ from extensions.redis_client import RedisClient, client
 blp = Blueprint("health", __name__)
 STARTED = time.time()
 READY_SECONDS = 0.8
+NO_DATABASE = "No database."
 queries = db.load("health")
 
 
@@ -60,6 +68,36 @@ def ready():
     return _json({"status": "ok"})
 
 
+@public
+def show_metrics():
+    """What all of this node's processes have counted, and how the database is."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(
+        token.strip().encode(), current_app.config["METRICS_TOKEN"].encode()
+    ):
+        raise Problem("authentication_required", "Send METRICS_TOKEN as a bearer token.")
+    state = None
+    if current_app.extensions["readiness"].ask() != NO_DATABASE:
+        with contextlib.suppress(psycopg.Error, psycopg_pool.PoolTimeout), db.reading() as conn:
+            state = queries.state(conn)
+    return Response(
+        metrics.text(build_info=current_app.extensions["build"],
+                     database_up=state is not None, **state or {}),
+        content_type=CONTENT_TYPE_LATEST,
+    )
+
+
+def _build(app):
+    """Which code this is: nodes that run the same say the same."""
+    code = hashlib.sha256()
+    for room in ("blueprints", "db", "extensions", "schemas", "sql"):
+        for path in sorted((pathlib.Path(app.root_path) / room).rglob("*")):
+            if path.suffix in (".py", ".sql"):
+                code.update(path.read_bytes())
+    return {"build": code.hexdigest()[:12], "python": platform.python_version(),
+            "schema": str(app.extensions["readiness"].known)}
+
+
 class Readiness:
     """Asks the database in a thread of its own, so that a frozen one costs no more than 0.8 s."""
 
@@ -73,13 +111,13 @@ class Readiness:
             if self._running is None or self._running.done.is_set():
                 self._running = _Question(self._app)
         running = self._running
-        return running.state if running.done.wait(READY_SECONDS) else "No database."
+        return running.state if running.done.wait(READY_SECONDS) else NO_DATABASE
 
 
 class _Question(threading.Thread):
     def __init__(self, app):
         super().__init__(daemon=True)
-        self.app, self.done, self.state = app, threading.Event(), "No database."
+        self.app, self.done, self.state = app, threading.Event(), NO_DATABASE
         self.start()
 
     def run(self):
@@ -87,7 +125,8 @@ class _Question(threading.Thread):
             with self.app.extensions["db"].reading() as conn:
                 applied = queries.version(conn)
             known = self.app.extensions["readiness"].known
-            self.state = "ok" if applied == known else "Schema behind."
+            # A newer schema is that of a release which is under way.
+            self.state = "ok" if (applied or 0) >= known else "Schema behind."
         except psycopg.errors.UndefinedTable:
             self.state = "Schema behind."
         except (psycopg.Error, psycopg_pool.PoolTimeout):
@@ -99,6 +138,9 @@ class _Question(threading.Thread):
 def init_app(app):
     app.extensions["readiness"] = Readiness(app)
     app.extensions["draining"] = threading.Event()
+    if app.config["METRICS_TOKEN"]:
+        app.extensions["build"] = _build(app)
+        app.add_url_rule("/metrics", "metrics", show_metrics)
     app.extensions["door"].ready |= {"/health": status, "/health/live": alive}
 
 

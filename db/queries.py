@@ -15,15 +15,21 @@ csv      COPY of the rows as CSV with a header line: a psycopg Copy to read bloc
 ndjson   COPY of the rows as JSON, one a line: a psycopg Copy to read blocks from
 ======== ===========================================================================
 
+A query that takes longer than SLOW_SECONDS is named in the log.
+
 ``replan`` behind the shape keeps PostgreSQL from preparing the statement: each run is planned with
 its own values, so that unused filters fold away and the plain index remains.
 """
+import logging
 import pathlib
 import re
+import time
 from types import SimpleNamespace
 
 from psycopg.rows import dict_row
 
+SLOW_SECONDS = 0.5
+log = logging.getLogger("shopfront.sql")
 FOLDER = pathlib.Path(__file__).parents[1] / "sql"
 _HEAD = re.compile(r"^-- name: (\w+) :(\w+)( replan)?\n", re.M)
 _BARE_PERCENT = re.compile(r"%(?!\(\w+\)s)")
@@ -44,7 +50,8 @@ class Query:
         text = "\n".join(x for x in sql.splitlines() if not x.startswith("--")).strip().rstrip(";")
         self.plain = text
         self.sql = _WRAP.get(shape, "{}").format(text)
-        self._escaped = _BARE_PERCENT.sub("%%", self.sql)
+        # The name in front is what PostgreSQL shows of a statement that runs, or took long.
+        self._escaped = f"/* {name} */ {_BARE_PERCENT.sub('%%', self.sql)}"
         self.index = re.findall(r"^-- index: (\w+)", sql, re.M)
         self._fetch = getattr(self, f"_{shape}")
 
@@ -60,7 +67,12 @@ class Query:
         return int(node["Plan Rows"])
 
     def _run(self, conn, params, **kwargs):
-        return conn.cursor(**kwargs).execute(self._escaped, params, prepare=self.prepare)
+        began = time.monotonic()
+        try:
+            return conn.cursor(**kwargs).execute(self._escaped, params, prepare=self.prepare)
+        finally:
+            if (seconds := time.monotonic() - began) > SLOW_SECONDS:
+                log.warning("slow query", extra={"query": self.name, "seconds": round(seconds, 3)})
 
     def _one(self, conn, params):
         return self._run(conn, params, row_factory=dict_row).fetchone()

@@ -42,7 +42,7 @@ class Cors:
             "always_send": False, "vary_header": False, "expose_headers": EXPOSED,
             "methods": ["GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"],
             "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "If-Match",
-                              "If-None-Match", "X-Request-ID"],
+                              "If-None-Match", "X-Request-ID", "traceparent"],
         })
 
     def add(self, environ, headers):

@@ -13,6 +13,7 @@ from flask_limiter import Limiter
 from limits import parse
 from limits.storage import MemoryStorage, Storage
 
+from extensions import metrics
 from extensions.errors import Problem
 from extensions.redis_client import RedisClient, client
 from extensions.visit import visit
@@ -104,6 +105,7 @@ class Limit:
         state = State(self, max(0, self.amount - count), left / 1000)
         visit.limits.append(state)
         if count > self.amount:
+            metrics.LIMITED.labels(self.name).inc()
             raise Problem("rate_limited", headers={"Retry-After": str(max(1, state.wait))})
 
 

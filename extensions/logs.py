@@ -18,6 +18,7 @@ import time
 from datetime import UTC, datetime
 from select import PIPE_BUF
 
+from extensions import metrics
 from extensions.visit import visit
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -46,6 +47,8 @@ class Json(logging.Formatter):
         }
         if here := visit():
             line["request_id"] = here.id
+            if trace_id := here.trace_id:
+                line["trace_id"] = trace_id
         line |= {k: v for k, v in vars(record).items() if k not in SKIP}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -166,6 +169,7 @@ class Access:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = second
         agent, path = visit.environ.get("HTTP_USER_AGENT"), visit.shown_path
+        trace = f', "trace_id": "{visit.trace_id}"' if visit.trace_id else ""
         self._lines.append(
             f'{{"time": "{self._stamp}.{int(now % 1 * 1000):03d}+00:00", "level": "INFO", '
             f'"logger": "shopfront.access", "message": {_quoted(f"{visit.method} {path}")}, '
@@ -174,7 +178,8 @@ class Access:
             f'"milliseconds": {(time.perf_counter() - visit.started) * 1000:.2f}, '
             f'"address": {_quoted(visit.address)}, '
             f'"user_agent": {"null" if agent is None else _quoted(agent)}, '
-            f'"user_id": {"null" if visit.caller_id is None else visit.caller_id}}}\n')
+            f'"user_id": {"null" if visit.caller_id is None else visit.caller_id}'
+            f'{trace}}}\n')
 
     def flush(self):
         lines = []
@@ -254,4 +259,5 @@ def init_app(app):
 
 def event(name, **facts):
     """A security event: who, from where; never a password, a token or a hash."""
+    metrics.EVENTS.labels(name).inc()
     security.info(name, extra={"event": name, "address": visit().address, **facts})

@@ -45,6 +45,7 @@ class RedisClient:
         self._here = threading.Event()
         self._here.set()
         self.away_since = None
+        self.calls, self.seconds = 0, 0.0  # round trips, and what they took
         self.returns_begun = self.returned = 0  # the number of the last one that is over
         self.on_beat = self.on_return = lambda: None
 
@@ -105,11 +106,15 @@ class RedisClient:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = redis_.connection_pool.make_connection()
-        packed = connection.pack_commands(commands)
+        packed, began = connection.pack_commands(commands), time.perf_counter()
         for last in (False, True):
             try:
                 connection.send_packed_command(packed)
-                return [_reply(connection) for _ in commands]
+                replies = [_reply(connection) for _ in commands]
+                with self._lock:
+                    self.calls, self.seconds = (self.calls + 1,
+                                                self.seconds + time.perf_counter() - began)
+                return replies
             except redis.RedisError as error:
                 connection.disconnect()  # replies that are still to come belong to nobody
                 # A restart of the server leaves dead connections behind; a new one knows better.

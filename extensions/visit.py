@@ -7,6 +7,8 @@ from flask import has_request_context, request
 
 KEY = "shopfront.visit"  # where a WSGI environment has it
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+                          r"-[0-9a-f]{2}(-.*)?")
 
 
 class Visit:
@@ -32,6 +34,14 @@ class Visit:
         self.limits = []
         self.known = self.found = self.route = self.caller_id = self.counted = None
         self.problem = None
+
+    @property
+    def trace_id(self):
+        """That of the client's traceparent (W3C Trace Context, 3.2), or None."""
+        sent = self.environ.get("HTTP_TRACEPARENT")
+        found = sent and _TRACEPARENT.fullmatch(sent)
+        # Only a version that is yet to come may say more.
+        return found[2] if found and (found[1] != "00" or not found[3]) else None
 
     @property
     def shown_path(self):

@@ -28,6 +28,7 @@ from gunicorn.http import errors, message, unreader, wsgi
 from gunicorn.http.body import CHUNK_EXT_RE, ChunkedReader
 from gunicorn.workers.gthread import ThreadWorker
 
+from extensions import metrics
 from extensions.errors import Problem
 
 HEAD_SECONDS, BODY_SECONDS = 10, 30  # for a head from its first byte, and then for the body
@@ -35,6 +36,7 @@ READ_SECONDS = 60  # for the client to take some of an answer
 FRESH_SECONDS = 0.5  # for a request on its way: behind a connection, behind an answer
 CLOSE_SECONDS = 2  # for the client's own farewell (RFC 9112, 9.6)
 LOOK_SECONDS = 0.25  # how often deadlines are looked at
+SAMPLE_SECONDS = 1  # how often metrics are told of what there is
 BLOCK = 65536
 LARGEST_HEAD = 65536
 LARGEST_LINE = 8192  # of a chunk's size and extensions
@@ -205,7 +207,7 @@ class Worker(ThreadWorker):
         # Config looks every setting up by its name, some twenty times a request.
         vars(self.cfg).update({name: s.get() for name, s in self.cfg.settings.items()})
         self.connections, self.arrived, self.held = {}, [], 0
-        self.looked = self.notified = 0.0
+        self.looked = self.notified = self.sampled = 0.0
         # Beside clients there are Redis, the database, logs and whatever a view opens.
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -217,6 +219,7 @@ class Worker(ThreadWorker):
         app = self.app.wsgi()
         self.door, self.draining = app.extensions["door"], app.extensions["draining"]
         self.largest = app.config["MAX_CONTENT_LENGTH"]
+        self.sampler = app.extensions.get("sampler")
         self.drain_seconds, self.leaves = app.config["DRAIN_SECONDS"], None
 
     def handle_exit(self, sig, frame):
@@ -474,16 +477,18 @@ class Worker(ThreadWorker):
     @contained
     def answer(self, conn, visit, request, response, answer):
         if answer is None:
-            self.tpool.submit(self.work, visit, conn, request, response)
+            self.tpool.submit(self.work, time.perf_counter(), visit, conn, request, response)
             return
         status, headers, body = answer
         response.start_response(status, headers)
         conn.closes = response.should_close()
         self.finish(conn, response.whole(body))
 
-    def work(self, visit, conn, request, response):
+    def work(self, queued, visit, conn, request, response):
         """Have a request answered, in a thread."""
         data = b""
+        if self.sampler:
+            metrics.THREAD_WAIT.observe(time.perf_counter() - queued)
         try:
             parts = self.door.ask(visit, response.start_response)
             try:
@@ -610,6 +615,11 @@ class Worker(ThreadWorker):
         if not force and now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
+        if self.sampler and now - self.sampled > SAMPLE_SECONDS:
+            self.sampled = now
+            metrics.CONNECTIONS.set(len(self.connections))
+            metrics.IN_FLIGHT.set(sum(conn.state == BUSY for conn in self.connections))
+            self.sampler.sample()
         if self.leaves and now > self.leaves:
             self.alive = False
         if self.nr_conns >= self.worker_connections:

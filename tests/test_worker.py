@@ -271,5 +271,5 @@ def test_a_worker_counts_on_where_a_dead_one_stopped(serve, tmp_path, settings):
         assert server.call("GET", "categories").status == 200
         text = server.call("GET", "/metrics", token=settings["METRICS_TOKEN"]).body.decode()
         asked = re.search(r'requests_total{.*route="/api/v1/categories".*} (\d+)', text)
-        assert (int(asked[1]), len(list(tmp_path.rglob("*.db")))) == (number, 2)
+        assert (int(asked[1]), len(list(tmp_path.rglob("*.db")))) == (number, 6)
         replace_worker(server)
