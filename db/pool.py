@@ -16,6 +16,9 @@ from psycopg_pool import ConnectionPool, PoolClosed
 
 CHECKOUT_SECONDS = 2.0  # how long a request waits for a connection before it is answered 503
 CONNECT_SECONDS = 2
+# What is prepared is planned once. By its own reckoning PostgreSQL would plan each sale anew, since
+# a list of one product is shorter than it guesses; that took longer than the sale.
+BEGIN = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan"
 GRACE_SECONDS = 1.0  # what a statement may take beyond its time-out before its socket is cut
 
 
@@ -57,10 +60,19 @@ class Database:
         """
         with aftermath() as after, self.reading() as conn:
             conn.after = after
-            with conn.transaction():
+            if self._sessionless:
+                conn.begin()
+            else:
+                conn.execute(BEGIN, prepare=False)
+            try:
                 yield conn
                 if has_request_context():
                     g.may_have_written = True  # from here on the request can't be run again
+            except BaseException:
+                with contextlib.suppress(psycopg.Error):
+                    conn.rollback()
+                raise
+            conn.commit()
 
     @contextlib.contextmanager
     def snapshot(self):

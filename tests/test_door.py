@@ -2,12 +2,14 @@
 import hashlib
 import itertools
 import re
+import threading
 
+import psycopg
 import pytest
 import redis
 
 from extensions.cache import KEEP
-from tests.conftest import unique
+from tests.conftest import register, unique
 
 
 @pytest.fixture
@@ -61,6 +63,60 @@ def test_a_purchase_counts_marks_and_renews(client, asked, user, make_product):
         return client.post("transactions", token=user.token, json={"items": items})
     buy()
     assert calls(asked(buy)) == ["EVALSHA"] * 3
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """The names of the queries that requests run from here on, and BEGIN."""
+    seen, execute, here = [], psycopg.Cursor.execute, threading.get_ident()
+
+    def note(self, query, *args, **kwargs):
+        if threading.get_ident() == here:  # not those of the mail queue
+            seen.append(re.match(r"(?:/\* )?([\w.]+)", query)[1])
+        return execute(self, query, *args, **kwargs)
+    monkeypatch.setattr(psycopg.Cursor, "execute", note)
+    return seen
+
+
+@pytest.mark.parametrize("path", ["/api/v1/users/me", "/api/v2/users/me"])
+def test_who_am_i_is_one_query_and_what_the_view_says(client, user, statements, path):
+    mine = client.get(path, token=user.token)
+    assert statements == ["users.me" if "v1" in path else "users_v2.me"]
+    same = client.get(path.replace("me", str(user.id)), token=user.token)
+    assert (mine.json, mine.headers["ETag"], mine.headers["Cache-Control"], mine.vary) == (
+        same.json, same.headers["ETag"], same.headers["Cache-Control"], same.vary)
+    assert client.head(path, token=user.token).headers["Content-Length"] == str(len(mine.data))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "identity"])
+def test_who_am_i_is_compressed_where_it_is_long(client, encoding):
+    person = register(client, name="a" * 100, email=f"{'b' * 60}@{'c' * 60}.{'d' * 60}.{unique()}")
+    headers = {"Accept-Encoding": encoding}
+    answers = [client.get(f"users/{who}", token=person.token, headers=headers)
+               for who in ("me", person.id)]
+    assert answers[0].headers.get("Content-Encoding") == answers[1].headers.get("Content-Encoding")
+    assert answers[0].data == answers[1].data
+    assert answers[0].vary == answers[1].vary
+
+
+def test_a_purchase_is_three_statements(client, user, make_product, statements):
+    product = make_product()
+    del statements[:]
+    client.post("transactions", token=user.token,
+                json={"items": [{"product_id": product["id"], "quantity": 1}]})
+    assert statements == ["auth.caller", "BEGIN", "transactions.sell"]
+
+
+def test_a_sale_is_planned_once(make_app, make_client, user, make_product):
+    shop = make_client(make_app(POOL_MAX_SIZE="1"))
+    items = [{"product_id": make_product()["id"], "quantity": 1}]
+    for _ in range(20):
+        shop.post("transactions", token=user.token, json={"items": items})
+    with shop.app.extensions["db"].reading() as conn:
+        generic, custom = conn.execute(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+            "WHERE statement LIKE '/* transactions.sell */%'").fetchone()
+    assert (generic > 10, custom) == (True, 0)
 
 
 def test_what_needs_nothing_asks_nobody(client, asked):
