@@ -43,9 +43,17 @@ def url():
 
 
 @group.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be run, and run nothing.")
 @with_appcontext
-def upgrade():
+def upgrade(dry_run):
     """Apply the migrations that are new."""
+    if dry_run:
+        with migrations.connect(url()) as conn:
+            todo = migrations.new(conn)
+        for migration in todo:
+            click.echo(f"-- {migration.version:04d}_{migration.name}\n{migration.up.strip()}\n")
+        click.echo(f"-- {len(todo)} to be applied." if todo else "-- Nothing to do.")
+        return
     count = migrations.upgrade(url(), click.echo)
     click.echo(f"{count} applied." if count else "Nothing to do.")
 
@@ -80,6 +88,11 @@ def check_command():
 
     Reads one snapshot, beside whatever else is going on.
     """
+    sys.exit(check_books() > 0)
+
+
+def check_books():
+    """Say what differs from the rows it comes from. Returns how much does."""
     queries, wrong = db.load("check"), 0
     checks = {
         "products of a category": queries.counts, "products that were sold": queries.stock,
@@ -96,7 +109,19 @@ def check_command():
                 click.echo(f"{meaning}: {f'{len(rows)} differ' if rows else 'ok'}")
                 for row in rows:
                     click.echo("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
-    sys.exit(wrong > 0)
+    return wrong
+
+
+@group.command()
+@click.argument("role")
+@with_appcontext
+def grant(role):
+    """Let ROLE, as which the API is to run, read and write rows and nothing else.
+
+    Whoever calls this owns the schema and goes on to upgrade it. Once is enough.
+    """
+    migrations.grant(url(), role)
+    click.echo(f"{role} may read and write rows.")
 
 
 @group.command("seed")

@@ -1,10 +1,14 @@
 """Migrations: plain SQL files, applied once each, in the order of their numbers.
 
 A file ``sql/migrations/0001_shop.sql`` holds the way up, then ``-- down`` and the way back. Each
-runs in a transaction of its own, unless its first line is ``-- no-transaction`` (for CREATE INDEX
-CONCURRENTLY), when its statements run one by one, under the server's own settings. An advisory lock
-lets any number of processes try at once, through a pooler as well. What was applied is remembered
-with a checksum, so that an edited file shows.
+runs in a transaction of its own. A lock that it needs it waits for only briefly, since everybody
+else queues up behind it; then it is undone and tried again. An advisory lock lets any number of
+processes try at once, through a pooler as well. What was applied is remembered with a checksum, so
+that an edited file shows.
+
+Of a file whose first line is ``-- no-transaction`` the statements run one by one, under the
+server's own settings. It is for CREATE INDEX CONCURRENTLY, and may be broken off anywhere: the next
+upgrade removes an index that is half built and begins the file anew.
 """
 import contextlib
 import hashlib
@@ -13,12 +17,18 @@ import time
 from dataclasses import dataclass
 
 import psycopg
+from psycopg import sql
 
 from db.pool import Sessionless
 from db.queries import FOLDER
 
 LOCK = 0x53484F50  # "SHOP"
+LOCK_SECONDS = 2  # for how long an attempt may hold up requests; they wait 5 s for a lock
+ATTEMPTS, PAUSE_SECONDS = 60, 3
 MIGRATIONS = FOLDER / "migrations"
+
+
+_INDEX = re.compile(r"CONCURRENTLY IF NOT EXISTS (\w+)")
 
 
 class MigrationError(Exception):
@@ -48,29 +58,35 @@ def files():
             int(match[1]), match[2], up, down, not text.startswith("-- no-transaction"),
             hashlib.sha256(text.encode()).hexdigest(),
         ))
+        for index in re.findall(r"^CREATE (?:UNIQUE )?INDEX (.*)", text, re.M):
+            if not found[-1].in_transaction and not _INDEX.match(index):
+                raise MigrationError(f"{path.name} begins anew when it was broken off: "
+                                     "say CREATE INDEX CONCURRENTLY IF NOT EXISTS.")
     if [m.version for m in found] != list(range(1, len(found) + 1)):
         raise MigrationError("The numbers of the migration files have a gap or a double.")
     return found
 
 
-def connect(url):
+def connect(url, lock_seconds=60):
     """A connection of its own: a migration must not be ended by a request's time-outs."""
     return Sessionless.connect(
         url, autocommit=True, connect_timeout=10, application_name="shopfront",
         settings={"timezone": "UTC", "datestyle": "ISO", "client_min_messages": "warning",
-                  "lock_timeout": "60s", "statement_timeout": 0,
+                  "lock_timeout": f"{lock_seconds}s", "statement_timeout": 0,
                   "idle_in_transaction_session_timeout": 0},
     )
 
 
 def applied(conn):
     """{version: (name, checksum)} of what the database has seen."""
-    conn.execute(
-        "CREATE TABLE IF NOT EXISTS schema_migrations (version int PRIMARY KEY, name text NOT NULL,"
-        " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-    )
+    if not _remembers(conn):
+        return {}
     rows = conn.execute("SELECT version, name, checksum FROM schema_migrations ORDER BY version")
     return {version: (name, checksum) for version, name, checksum in rows}
+
+
+def _remembers(conn):
+    return conn.execute("SELECT to_regclass('schema_migrations')").fetchone()[0] is not None
 
 
 def check(known, seen):
@@ -92,26 +108,34 @@ def check(known, seen):
             )
 
 
+def new(conn):
+    """The migrations that are to be applied. Raises MigrationError where the files don't fit."""
+    known, seen = files(), applied(conn)
+    check(known, seen)
+    return [m for m in known if m.version not in seen]
+
+
 def upgrade(url, report=lambda text: None):
     """Apply what is new. Returns how many. Safe to call from any number of processes at once."""
-    known = files()
-    with _alone(url), connect(url) as conn:
-        seen = applied(conn)
-        check(known, seen)
-        new = [m for m in known if m.version not in seen]
-        for migration in new:
+    with _alone(url), connect(url, LOCK_SECONDS) as conn:
+        if not _remembers(conn):
+            conn.execute("CREATE TABLE schema_migrations (version int PRIMARY KEY,"
+                         " name text NOT NULL, checksum text NOT NULL,"
+                         " applied_at timestamptz NOT NULL DEFAULT now())")
+        todo = new(conn)
+        for migration in todo:
             report(f"applying {migration.version:04d}_{migration.name}")
             _run(conn, migration, migration.up, (
                 "INSERT INTO schema_migrations (version, name, checksum) VALUES (%s, %s, %s)",
                 (migration.version, migration.name, migration.checksum),
-            ))
-        return len(new)
+            ), report)
+        return len(todo)
 
 
 def downgrade(url, steps=1, report=lambda text: None):
     """Take the last ``steps`` migrations back. Returns how many were."""
     known = files()
-    with _alone(url), connect(url) as conn:
+    with _alone(url), connect(url, LOCK_SECONDS) as conn:
         seen = applied(conn)
         check(known, seen)
         undone = [m for m in reversed(known) if m.version in seen][:steps]
@@ -121,7 +145,7 @@ def downgrade(url, steps=1, report=lambda text: None):
             report(f"undoing {migration.version:04d}_{migration.name}")
             _run(conn, migration, migration.down, (
                 "DELETE FROM schema_migrations WHERE version = %s", (migration.version,),
-            ))
+            ), report)
         return len(undone)
 
 
@@ -145,20 +169,68 @@ def _alone(url):
             time.sleep(0.05)
 
 
-def _run(conn, migration, sql, remember):
-    statements = [sql] if migration.in_transaction else [
-        part for part in re.split(r";[ \t]*\n", sql)
-        if re.sub(r"^--.*$", "", part, flags=re.M).strip()
-    ]
+def _run(conn, migration, text, remember, report):
+    apply = _in_one_piece if migration.in_transaction else _step_by_step
     try:
-        with conn.transaction() if migration.in_transaction else contextlib.nullcontext():
-            for statement in statements:
-                psycopg.Cursor(conn).execute(statement)
-            conn.execute(*remember)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                apply(conn, text, remember)
+                return
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                if attempt == ATTEMPTS:
+                    raise
+                report(f"  what it changes is in use; attempt {attempt + 1} of {ATTEMPTS} follows")
+                time.sleep(PAUSE_SECONDS)
     except psycopg.Error as error:
         raise MigrationError(
             f"Migration {migration.version:04d}_{migration.name}.sql failed: {error}"
         ) from error
+
+
+def _in_one_piece(conn, text, remember):
+    with conn.transaction():
+        psycopg.Cursor(conn).execute(text)
+        conn.execute(*remember)
+
+
+def _step_by_step(conn, text, remember):
+    for statement in re.split(r";[ \t]*\n", text):
+        if not re.sub(r"^--.*$", "", statement, flags=re.M).strip():
+            continue
+        if index := _INDEX.search(statement):
+            half_built = conn.execute("SELECT FROM pg_index WHERE indexrelid = to_regclass(%s) "
+                                      "AND NOT indisvalid", [index[1]]).fetchone() is not None
+            if half_built:
+                drop = sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(index[1]))
+                psycopg.Cursor(conn).execute(drop)
+        psycopg.Cursor(conn).execute(statement)
+    conn.execute(*remember)
+
+
+def grant(url, role):
+    """Let a role read and write rows, of later tables as well, and nothing else.
+
+    It is the one that the API runs as; who calls this owns the schema. Raises MigrationError where
+    there is no such role.
+    """
+    with connect(url) as conn, conn.transaction():
+        if not conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
+            raise MigrationError(f"There is no role {role}. CREATE ROLE makes one.")
+        for statement in GRANTS.split(";"):
+            psycopg.Cursor(conn).execute(sql.SQL(statement).format(
+                role=sql.Identifier(role), database=sql.Identifier(conn.info.dbname)))
+
+
+GRANTS = """
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role};
+GRANT USAGE ON SCHEMA public TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};
+REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM {role};
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role};
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO {role}
+"""
 
 
 def reset(url):

@@ -32,6 +32,7 @@ from tests.contract import Contract, Guard
 ROOT = pathlib.Path(__file__).parents[1]
 PASSWORD = "a long walk home"
 ENOUGH = "1000000 per 15 minutes"
+ROLE = "shopfront_test_api"  # which has the rights that `flask db grant` gives, and no others
 _numbers = itertools.count()
 
 
@@ -75,7 +76,11 @@ def make_database(servers, run_folder):
         if not done.exists():
             execute(servers[0], f'DROP DATABASE IF EXISTS "{template}"')
             execute(servers[0], f'CREATE DATABASE "{template}"')
-            migrations.upgrade(conninfo.make_conninfo(servers[0], dbname=template))
+            url = conninfo.make_conninfo(servers[0], dbname=template)
+            migrations.upgrade(url)
+            with contextlib.suppress(psycopg.errors.DuplicateObject):
+                execute(url, f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
+            migrations.grant(url, ROLE)
             done.touch()
 
     def make(empty=False):
@@ -109,6 +114,11 @@ def with_redis_database(url, number):
     return f"{url.rstrip('/').rsplit('/', 1)[0] if url.count('/') > 2 else url}/{number}"
 
 
+def as_role(url):
+    """The same database for the role that the API runs as."""
+    return conninfo.make_conninfo(url, user=ROLE, password=PASSWORD)
+
+
 def execute(url, sql):
     with psycopg.connect(url, autocommit=True) as conn:
         cursor = conn.execute(sql)
@@ -119,7 +129,7 @@ def execute(url, sql):
 def settings(database_url, redis_url):
     """What an app needs to run against the test servers, with limits out of the way."""
     return {
-        "DATABASE_URL": database_url, "REDIS_URL": redis_url, "JWT_SECRET_KEY": "k" * 40,
+        "DATABASE_URL": as_role(database_url), "REDIS_URL": redis_url, "JWT_SECRET_KEY": "k" * 40,
         "RATE_LIMIT": ENOUGH, "LOGIN_RATE_LIMIT": ENOUGH, "REGISTER_RATE_LIMIT": ENOUGH,
         "LOG_LEVEL": "ERROR", "METRICS_TOKEN": "metrics-token-of-the-tests",
     }

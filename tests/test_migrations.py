@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -90,7 +92,7 @@ print(migrations.upgrade(sys.argv[2]))
 def test_ten_at_once_apply_each_once(empty, folder, write):
     write("tally", "CREATE TABLE tally (n int);\nINSERT INTO tally VALUES (1);\n")
     write("tally_index", "-- no-transaction\n"
-                         "CREATE INDEX CONCURRENTLY tally_idx ON tally (n);\n"
+                         "CREATE INDEX CONCURRENTLY IF NOT EXISTS tally_idx ON tally (n);\n"
                          "INSERT INTO tally VALUES (2);\n")
     write("tally_end", "INSERT INTO tally VALUES (3);\n")
     runs = [subprocess.Popen([sys.executable, "-c", UPGRADE, folder, empty], cwd=ROOT, text=True,
@@ -203,6 +205,105 @@ def test_an_upgrade_waits_for_the_one_ahead(empty):
             assert run.poll() is None
         assert execute(empty, TABLES) == []
     assert run.communicate()[0] == f"{len(migrations.files())}\n"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(migrations, "PAUSE_SECONDS", 0.2)
+
+
+ALTER = "ALTER TABLE categories ADD COLUMN colour text;\n"
+
+
+def test_a_table_in_use_is_waited_for_and_nobody_queues_up_behind(empty, write, impatient):
+    migrations.upgrade(empty)
+    write("colour", ALTER)
+    said = []
+    with psycopg.connect(empty) as reader, ThreadPoolExecutor(1) as pool:
+        reader.execute("SELECT FROM categories")  # a download, say
+        upgrade = pool.submit(migrations.upgrade, empty, said.append)
+        until(lambda: len(said) > 2)
+        began = time.monotonic()
+        execute(empty, "SELECT FROM categories")
+        waited = time.monotonic() - began
+        reader.rollback()
+        assert upgrade.result() == 1
+    assert waited < 2
+    assert said[1] == "  what it changes is in use; attempt 2 of 60 follows"
+    assert execute(empty, "SELECT colour FROM categories") == []
+
+
+def test_a_table_that_stays_in_use_is_left_alone(empty, write, impatient, monkeypatch):
+    known = migrations.upgrade(empty)
+    write("colour", ALTER)
+    monkeypatch.setattr(migrations, "ATTEMPTS", 2)
+    with psycopg.connect(empty) as reader:
+        reader.execute("SELECT FROM categories")
+        assert "lock timeout" in refusal(empty)
+    assert versions(empty) == list(range(1, known + 1))
+    assert migrations.upgrade(empty) == 1
+
+
+def test_a_half_built_index_is_built_anew(empty, write):
+    """CREATE INDEX CONCURRENTLY leaves one behind where it is broken off."""
+    migrations.upgrade(empty)
+    execute(empty, "INSERT INTO categories (name) VALUES ('Tea'), ('Pots')")
+    path = write("index", "-- no-transaction\n"
+                          "CREATE INDEX CONCURRENTLY IF NOT EXISTS whole_idx\n"
+                          "    ON categories (name);\n"
+                          "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS half_idx\n"
+                          "    ON categories ((length(name) > 0));\n")
+    assert "could not create unique index" in refusal(empty)
+    valid = ("SELECT relname, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
+             "WHERE relname IN ('whole_idx', 'half_idx') ORDER BY 1")
+    assert execute(empty, valid) == [("half_idx", False), ("whole_idx", True)]
+    execute(empty, "DELETE FROM categories WHERE name = 'Pots'")
+    assert migrations.upgrade(empty) == 1
+    assert execute(empty, valid) == [("half_idx", True), ("whole_idx", True)]
+    assert versions(empty)[-1] == int(path.name[:4])
+
+
+def test_an_index_that_can_not_be_built_anew_is_refused(empty, write):
+    path = write("index", "-- no-transaction\nCREATE INDEX tea_idx ON categories (name);\n")
+    assert refusal(empty) == (f"{path.name} begins anew when it was broken off: "
+                              "say CREATE INDEX CONCURRENTLY IF NOT EXISTS.")
+
+
+def test_a_dry_run_shows_what_would_be_run(make_app, empty, write):
+    runner = make_app(DATABASE_URL=empty).test_cli_runner()
+    migrations.upgrade(empty)
+    path = write("colour", f"{ALTER}\n-- down\nALTER TABLE categories DROP COLUMN colour;\n")
+    done = runner.invoke(args=["db", "upgrade", "--dry-run"])
+    assert (done.exit_code, done.output) == (
+        0, f"-- {path.stem}\n{ALTER}\n-- 1 to be applied.\n")
+    assert "colour" not in str(execute(empty, SCHEMA))
+    migrations.upgrade(empty)
+    assert runner.invoke(args=["db", "upgrade", "--dry-run"]).output == "-- Nothing to do.\n"
+
+
+def test_a_dry_run_of_an_empty_database_makes_nothing(make_app, empty):
+    runner = make_app(DATABASE_URL=empty).test_cli_runner()
+    shown = runner.invoke(args=["db", "upgrade", "--dry-run"]).output
+    assert shown.endswith(f"-- {len(migrations.files())} to be applied.\n")
+    assert execute(empty, "SELECT relname FROM pg_class "
+                          "WHERE relnamespace = 'public'::regnamespace") == []
+
+
+def test_code_serves_on_the_schema_of_the_next_release(make_app, make_client, make_database, write):
+    database = make_database()
+    client = make_client(make_app(DATABASE_URL=database))
+    write("colour", ALTER)
+    assert migrations.upgrade(database) == 1
+    assert client.get("/health/ready").json == {"status": "ok"}
+    assert client.get("categories").status_code == 200
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_status_exits_with_0_when_the_schema_is_up_to_date(make_app, make_database):
