@@ -1,4 +1,5 @@
 """``flask db``: the schema, and what is in it."""
+import pathlib
 import sys
 
 import click
@@ -7,7 +8,7 @@ from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
 import db
-from db import migrations
+from db import backup, migrations
 from db.seed import DEMO, PASSWORD, NotEmpty, seed
 from extensions import cache
 
@@ -18,7 +19,8 @@ class Commands(AppGroup):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except (migrations.MigrationError, psycopg.OperationalError) as error:
+        except (migrations.MigrationError, backup.BackupError, OSError,
+                psycopg.OperationalError) as error:
             raise click.ClickException(str(error)) from None
         except psycopg.errors.UndefinedTable:
             raise click.ClickException(
@@ -122,6 +124,31 @@ def grant(role):
     """
     migrations.grant(url(), role)
     click.echo(f"{role} may read and write rows.")
+
+
+@group.command("backup")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=pathlib.Path))
+@with_appcontext
+def backup_command(file):
+    """Write the whole database into FILE, in pg_dump's custom format."""
+    backup.backup(url(), file)
+    click.echo(f"{file}: {file.stat().st_size:,} bytes.")
+
+
+@group.command("restore")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@with_appcontext
+def restore_command(file):
+    """Fill an empty database from FILE, and check it."""
+    backup.restore(url(), file)
+    cache.invalidate(cache.EVERYTHING)
+    click.echo("Restored. `flask db grant` lets the API's role in.")
+    with migrations.connect(url()) as conn:
+        todo = migrations.new(conn)
+    if todo:
+        click.echo("It is of an older release: `flask db upgrade`, then `flask db check`.")
+    else:
+        sys.exit(check_books() > 0)
 
 
 @group.command("seed")
