@@ -38,7 +38,7 @@ PAUSE = 0.02  # between a client's requests
 QUIET = 0.5  # for so long nothing fails once a fault is over
 DISK = "96m"
 ENV = {"STATEMENT_TIMEOUT_MS": "500", "LOG_LEVEL": "ERROR", "POOL_MAX_SIZE": "8",
-       "CACHE_TTL": "3600"}
+       "CACHE_TTL": "3600", "ACCESS_TOKEN_MINUTES": "1440"}
 
 
 class Lasting(Postgres):

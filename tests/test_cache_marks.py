@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-import psycopg
 import pytest
 import redis
 
@@ -134,9 +133,9 @@ def test_nothing_is_written_to_redis_under_a_mark(redis_shop):
 def test_a_write_that_is_undone_leaves_no_mark(shop):
     shelf = shop.shelf()
     fill(shop, shelf)
-    with shop.writing(*shelf.groups) as conn:
+    with contextlib.suppress(ZeroDivisionError), shop.writing(*shelf.groups) as conn:
         conn.execute("UPDATE products SET stock = 9 WHERE id = %s", [shelf.product])
-        raise psycopg.Rollback
+        raise ZeroDivisionError
     for path in shelf.paths:
         assert [shop.see(path) for _ in range(2)] == [("miss", 1), ("hit", 1)]
 
