@@ -15,6 +15,8 @@ from decimal import Decimal
 import psycopg
 import pytest
 
+import db
+from blueprints.v1.reports import Report
 from db.seed import PASSWORD, seed
 from tests.conftest import Client, execute, register, unique
 
@@ -336,6 +338,26 @@ def test_head_gives_the_headers_and_occupies_nothing(shop):
                 assert head.headers[header] == whole.headers[header]
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("blocks", range(4))
+def test_a_reader_may_leave_behind_any_block(shop, kind, blocks):
+    """Behind the last row as well, of which the database has nothing more to say."""
+    with shop.app.app_context():
+        slots = threading.BoundedSemaphore(1)
+        slots.acquire()
+        report = Report(db.reports(), slots, kind, EVER)
+        report.open()
+        for _ in zip(range(blocks), report, strict=False):
+            pass
+        closing = threading.Thread(target=report.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        assert not closing.is_alive()
+        assert slots.acquire(blocking=False)
+        with db.reports().reading() as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_a_refused_report_occupies_nothing(shop):
     for _ in range(4):
         assert shop.report("2026-03-02", "2026-03-01").status_code == 422
@@ -644,7 +666,7 @@ def backends(shop):
     """The pids of the database's processes that are sending a report."""
     return [pid for pid, in shop.sql("""
         SELECT pid FROM pg_stat_activity
-        WHERE datname = current_database() AND query LIKE 'COPY %' AND state = 'active'""")]
+        WHERE datname = current_database() AND query LIKE '/*%*/ COPY %' AND state = 'active'""")]
 
 
 def free(server, shop, seconds=10):

@@ -5,6 +5,7 @@ import threading
 import psycopg
 from flask import Response, current_app, request
 from flask.views import MethodView
+from psycopg.pq import TransactionStatus
 
 import db
 from extensions.answers import answer
@@ -96,7 +97,7 @@ class Report:
 
     def __init__(self, database, slots, kind, window):
         self._database, self._slots, self._kind, self._window = database, slots, kind, window
-        self._borrowed = self._conn = None
+        self._borrowed = self._conn = self._stream = None
         self._blocks = self._read()
         self._lock = threading.Lock()
 
@@ -118,14 +119,18 @@ class Report:
         if slots is None:
             return
         try:
+            # A COPY that has come to its end keeps the connection locked until its block is left.
+            if self._stream and self._conn.info.transaction_status == TransactionStatus.INTRANS:
+                self._stream.close()
             if self._conn is not None:
                 self._borrowed.__exit__(None, None, None)
         finally:
             slots.release()
 
     def _read(self):
+        self._stream = stream(self._conn, self._kind, self._window)
         try:
-            yield from stream(self._conn, self._kind, self._window)
+            yield from self._stream
         except psycopg.Error as error:
             log.error("a report broke off: %s", error)
             raise  # which ends the transfer without its last chunk, so that the client can tell
