@@ -9,9 +9,12 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
+from db.queries import SLOW_SECONDS
 from extensions.logs import KEEP_DAYS, Json, SharedFile
 from tests.conftest import PASSWORD, ROOT, Server, execute, unique
 from tests.test_embedded import fresh_copy
@@ -214,6 +217,58 @@ def test_no_secret_is_ever_logged(site, settings):
         assert len(secret) > 10
         assert secret not in written
         assert secret.rpartition(".")[2] not in written  # a token's signature
+
+
+# Traces, and slow queries
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+WELL_FORMED = [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-01",
+               f"cc-{TRACE}-{PARENT}-01-what-is-to-come"]
+MALFORMED = [
+    "", "00", TRACE, f"00-{TRACE}", f"00-{TRACE}-{PARENT}", f"0-{TRACE}-{PARENT}-01",
+    f"ff-{TRACE}-{PARENT}-01", f"00-{'0' * 32}-{PARENT}-01", f"00-{TRACE}-{'0' * 16}-01",
+    f"00-{TRACE.upper()}-{PARENT}-01", f"00-{TRACE[1:]}-{PARENT}-01", f"00-{TRACE}0-{PARENT}-01",
+    f"00-{TRACE[1:]}g-{PARENT}-01", f"00-{TRACE}-{PARENT}-1", f"00-{TRACE}-{PARENT}-01-more",
+    f"00-{TRACE}-{PARENT}-01, 00-{TRACE}-{PARENT}-01", f'00-{TRACE}-{PARENT}-01", "forged": "yes',
+]
+
+
+def traces(site, traceparent):
+    """The trace_id of each line of a request: of the access log, and of a failed login."""
+    body = {"email": f"{unique('t')}@example.com", "password": "wrong again"}
+    answer = site.call("POST", "auth/login", json=body, headers={"traceparent": traceparent})
+    lines = site.of(answer)
+    assert {"shopfront.access", "shopfront.security"} <= {line["logger"] for line in lines}
+    assert not any("forged" in line for line in lines)
+    return {line.get("trace_id") for line in lines}
+
+
+@pytest.mark.parametrize("traceparent", WELL_FORMED)
+def test_each_line_of_a_request_has_its_client_s_trace(site, traceparent):
+    assert traces(site, traceparent) == {TRACE}
+
+
+@pytest.mark.parametrize("traceparent", MALFORMED)
+def test_a_malformed_traceparent_is_no_trace(site, traceparent):
+    assert traces(site, traceparent) == {None}
+
+
+def test_a_slow_query_has_its_name_in_the_log_and_while_it_runs_in_postgresql(site):
+    token = account(site)["token"]
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(site.database_url) as locker:
+        locker.execute("LOCK TABLE transactions")
+        asked = thread.submit(site.call, "GET", "transactions", token=token)
+        running = eventually(lambda: execute(
+            site.database_url, "SELECT query FROM pg_stat_activity WHERE application_name = "
+            "'shopfront' AND datname = current_database() AND wait_event_type = 'Lock'"))
+        time.sleep(SLOW_SECONDS + 0.1)
+        locker.rollback()
+    answer = asked.result()
+    assert answer.status == 200
+    name = re.match(r"/\* (transactions\.\w+) \*/ ", running[0][0])[1]
+    slow, = [line for line in site.of(answer) if line["logger"] == "shopfront.sql"]
+    assert (slow["level"], slow["query"]) == ("WARNING", name)
+    assert SLOW_SECONDS < slow["seconds"] < 5
 
 
 WRITER = """
