@@ -6,6 +6,7 @@
     python -m tests.bench accounts                         a login's parts, what a token check costs
     python -m tests.bench growth [--quick] [--out docs]    by products, connections, workers: charts
     python -m tests.bench faults [--hold 10]               what each fault costs, as a table
+    python -m tests.bench dashboard [--seconds 120]        a picture of deploy/grafana.json
 
 Everything runs in a folder of its own under the temporary directory, with servers of its own, and
 goes with it; --keep FOLDER keeps the database for the next run.
@@ -30,6 +31,7 @@ import psycopg
 
 from db.seed import PASSWORD
 from extensions import passwords
+from tests.bench.dashboard import dashboard
 from tests.bench.growth import growth
 from tests.bench.shop import ENV, login, shop, show, timed
 from tests.conftest import ROOT, Server
@@ -298,17 +300,18 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[
-        "catalogue", "sales", "storage", "accounts", "growth", "faults"])
+        "catalogue", "sales", "storage", "accounts", "growth", "faults", "dashboard"])
     parser.add_argument("--products", type=int, default=1_000_000)
     parser.add_argument("--sales", type=int, default=2_500_000)
     parser.add_argument("--copies", type=int, default=9)
     parser.add_argument("--hold", type=float, default=10, help="seconds that a fault lasts")
+    parser.add_argument("--seconds", type=float, default=120, help="dashboard: how long to watch")
     parser.add_argument("--keep", help="a folder to keep the database in")
     parser.add_argument("--quick", action="store_true", help="growth: small, to see that it works")
-    parser.add_argument("--out", default=ROOT / "docs", help="growth: a folder for its files")
+    parser.add_argument("--out", default=ROOT / "docs", help="a folder for pictures and figures")
     args = parser.parse_args()
     {"catalogue": catalogue, "sales": sales, "storage": storage, "accounts": accounts,
-     "growth": growth, "faults": faults}[args.what](args)
+     "growth": growth, "faults": faults, "dashboard": dashboard}[args.what](args)
 
 
 if __name__ == "__main__":

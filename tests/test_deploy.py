@@ -1,0 +1,191 @@
+"""What is under deploy/: rules and dashboard know the metrics."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+
+from extensions import metrics, settings
+from tests.conftest import ROOT
+
+TOKEN = "metrics-token-of-the-tests"
+DEPLOY = ROOT / "deploy"
+RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+         for rule in group["rules"]]
+DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
+KNOWN = {setting.name for setting in settings.SETTINGS} | {
+    f"{name}_FILE" for name in settings.SECRETS}
+
+
+def needs(program, package):
+    """Skips a test where a program is not installed."""
+    path = os.environ["PATH"] + ":/usr/sbin"
+    return pytest.mark.skipif(not shutil.which(program, path=path),
+                              reason=f"{program} is not here: it is in Debian's package {package}.")
+
+
+# Rules and dashboard
+
+
+def queries():
+    """Every query of the rules and of the dashboard's panels."""
+    return [rule["expr"] for rule in RULES] + [
+        target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def exposed(server):
+    """{series: its labels} of all metrics, those that nothing has happened to yet among them."""
+    found = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            for ending in {"counter": ["_total"], "gauge": [""]}.get(
+                    metric._type, ["_bucket", "_sum", "_count"]):
+                found[metric._name + ending] = {*metric._labelnames, "le"}
+    text = server.call("GET", "/metrics", token=TOKEN).body.decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def test_rules_and_panels_ask_for_what_there_is(server):
+    there = exposed(server)
+    for query in queries():
+        for name, selector in re.findall(r"(shopfront_\w+)(?:{(.*?)})?", query):
+            assert name in there, query
+            labels = set(re.findall(r'(\w+)=~?"|(\w+)!~"', selector))
+            assert {a or b for a, b in labels} <= there[name] | {"job", "instance"}, query
+
+
+def test_the_dashboard_shows_every_metric(server):
+    shown = {name for panel in DASHBOARD["panels"] for target in panel["targets"]
+             for name in re.findall(r"shopfront_\w+", target["expr"])}
+    assert exposed(server).keys() == shown
+
+
+def test_the_dashboard_is_one_that_grafana_takes():
+    assert DASHBOARD["schemaVersion"] >= 39
+    assert "id" not in DASHBOARD  # which belongs to one Grafana
+    names = [variable["name"] for variable in DASHBOARD["templating"]["list"]]
+    assert names == ["datasource", "job", "instance"]
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
+                 for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_each_rule_says_how_bad_it_is_and_what_to_do():
+    for rule in RULES:
+        assert re.fullmatch("Shopfront[A-Z][A-Za-z]+", rule["alert"])
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"].keys() == {"summary", "runbook"}
+        assert all(text.endswith(".") for text in rule["annotations"].values())
+        # A name of a route, setting or command in a runbook is one that there is.
+        for name in re.findall(r"\b[A-Z]+_[A-Z_]+\b", rule["annotations"]["runbook"]):
+            assert name in KNOWN
+
+
+@needs("promtool", "prometheus")
+def test_prometheus_takes_the_rules():
+    done = subprocess.run(["promtool", "check", "rules", DEPLOY / "alerts.yml"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(RULES)} rules found" in done.stdout
+
+
+STEADY, MINUTES = "+0x", 240
+NODE = 'job="shopfront", instance="node1:8000"'
+
+
+def series(name, value, **labels):
+    """(name with labels, values) of a figure that stays, or of one that grows each minute."""
+    text = ", ".join([NODE, *(f'{key}="{word}"' for key, word in labels.items())])
+    grows = value if isinstance(value, str) else f"{value}{STEADY}"
+    return f"{name if name == 'up' else f'shopfront_{name}'}{{{text}}}", f"{grows}{MINUTES}"
+
+
+WELL = dict([
+    series("up", 1), series("database_up", 1), series("build_info", 1, build="b", schema="4"),
+    series("schema_version", 4), series("redis_away", 0),
+    series("requests_total", "0+600x", status="200"),
+    series("requests_total", "0+6x", status="503"),
+    series("request_seconds_bucket", "0+600x", le="0.1", route="/api/v1/products"),
+    *(series("request_seconds_bucket", "0+602x", le=le, route="/api/v1/products")
+      for le in ("5", "+Inf")),
+    *(series("request_seconds_bucket", "0+100x", le=le, route="/api/v1/reports/sales")
+      for le in ("5", "+Inf")),
+    series("thread_wait_seconds_bucket", "0+590x", le="0.1"),
+    series("thread_wait_seconds_bucket", "0+600x", le="+Inf"),
+    series("pool_errors_total", 0, pool="requests"),
+    series("pool_wait_seconds_total", "0+6x", pool="requests"),
+    series("oldest_mail_seconds", 200_000), series("mails_waiting", 3), series("unsealed_days", 0),
+    series("security_events_total", "0+5x", event="login_failed"),
+    series("limited_total", "0+5x", limit="login"),
+    series("reports_running", 1), series("report_slots", 2),
+])
+ILL = [  # what is otherwise, and which alerts that sets off
+    ([], []),
+    ([series("up", 0)], ["ShopfrontDown", "ShopfrontNodeDown"]),
+    ([series("database_up", 0)], ["ShopfrontNoDatabase"]),
+    ([series("schema_version", 3)], ["ShopfrontSchemaMismatch"]),
+    ([series("build_info", 1, build="a", schema="4")], ["ShopfrontMixedBuilds"]),
+    ([series("redis_away", 2)], ["ShopfrontRedisAway"]),
+    ([series("requests_total", "0+20x", status="503")], ["ShopfrontErrors"]),
+    ([series("request_seconds_bucket", "0+630x", le=le, route="/api/v1/products")
+      for le in ("5", "+Inf")], ["ShopfrontSlow"]),
+    ([series("thread_wait_seconds_bucket", "0+700x", le=le) for le in ("1", "+Inf")],
+     ["ShopfrontThreadsSaturated"]),
+    ([series("pool_errors_total", "0+1x", pool="requests")], ["ShopfrontPoolExhausted"]),
+    ([series("pool_wait_seconds_total", "0+90x", pool="requests")], ["ShopfrontPoolWaits"]),
+    ([series("mails_waiting", 30)], ["ShopfrontMailsStuck"]),
+    ([series("unsealed_days", 1)], ["ShopfrontDaysWithoutSums"]),
+    ([series("security_events_total", "0+90x", event="login_failed")], ["ShopfrontLoginAttack"]),
+    ([series("limited_total", "0+90x", limit="login")], ["ShopfrontLoginAttack"]),
+    ([series("reports_running", 2)], ["ShopfrontReportSlotsUsedUp"]),
+]
+
+
+def test_every_rule_is_tried():
+    assert {name for _, names in ILL for name in names} == {rule["alert"] for rule in RULES}
+
+
+@needs("promtool", "prometheus")
+def test_each_alert_goes_off_when_it_should_and_no_other_does(tmp_path):
+    cases = [{
+        "interval": "1m", "input_series": [{"series": name, "values": values}
+                         for name, values in (WELL | dict(changes)).items()],
+        "promql_expr_test": [{
+            "expr": 'count by (alertname) (ALERTS{alertstate="firing"})', "eval_time": "200m",
+            "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in alerts],
+        }],
+    } for changes, alerts in ILL]
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps({"rule_files": [str(DEPLOY / "alerts.yml")],
+                                "evaluation_interval": "1m", "tests": cases}))
+    done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@needs("prometheus", "prometheus")
+def test_the_dashboard_can_be_drawn(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "dashboard", "--seconds", "40", "--out", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dashboard.png").read_bytes().startswith(b"\x89PNG")
+    assert "Nothing was seen" not in done.stdout
