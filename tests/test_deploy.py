@@ -1,4 +1,4 @@
-"""What is under deploy/: rules and dashboard know the metrics."""
+"""What is under deploy/: rules and dashboard know the metrics, the unit is closed."""
 import json
 import os
 import re
@@ -12,13 +12,14 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from extensions import metrics, settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, unique
 
 TOKEN = "metrics-token-of-the-tests"
 DEPLOY = ROOT / "deploy"
 RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
          for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
+UNIT = (DEPLOY / "shopfront.service").read_text()
 KNOWN = {setting.name for setting in settings.SETTINGS} | {
     f"{name}_FILE" for name in settings.SECRETS}
 
@@ -189,3 +190,95 @@ def test_the_dashboard_can_be_drawn(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "dashboard.png").read_bytes().startswith(b"\x89PNG")
     assert "Nothing was seen" not in done.stdout
+
+
+# systemd
+
+
+def unit(name):
+    """The values of a setting of the unit's, switched on or not, in their order."""
+    return re.findall(rf"^#?{name}=(.*)$", UNIT, re.M)
+
+
+def test_the_unit_names_real_settings_only():
+    words = dict(word.split("=", 1) for line in unit("Environment") for word in line.split())
+    assert words.keys() - {"PYTHONDONTWRITEBYTECODE"} <= KNOWN
+    handed = {credential.partition(":")[0] for credential in unit("LoadCredential")}
+    for name, value in words.items():
+        if name.endswith("_FILE"):
+            secret = name.removesuffix("_FILE").lower()
+            assert (value, secret) == (f"%d/{secret}", secret)
+            assert secret in handed
+    plain = {name: value for name, value in words.items() if name in KNOWN and "%d" not in value}
+    secret = {"DATABASE_URL": "x", "REDIS_URL": "x", "JWT_SECRET_KEY": "k" * 32}
+    assert settings.read(plain | secret)["APP_ENV"] == "production"
+
+
+def test_the_unit_waits_for_the_workers():
+    stop, = unit("TimeoutStopSec")
+    drain = re.search(r"DRAIN_SECONDS=(\d+)", UNIT)[1]
+    assert int(stop) > 30 + int(drain)
+
+
+@needs("systemd-analyze", "systemd")
+def test_the_unit_is_closed():
+    done = subprocess.run(["systemd-analyze", "security", "--no-pager", "--offline=true",
+                           "--threshold=30", DEPLOY / "shopfront.service"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+
+
+@needs("systemd-analyze", "systemd")
+def test_systemd_knows_every_line_of_the_unit(tmp_path):
+    file = tmp_path / "shopfront.service"
+    file.write_text(re.sub("/opt/shopfront.*gunicorn", "/bin/true", UNIT).replace("#Load", "Load")
+                    .replace("#Env", "Env").replace("/opt/shopfront", "/"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", file], capture_output=True,
+                          text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def calls(name):
+    """The system calls of one of systemd's groups."""
+    listed = subprocess.run(["systemd-analyze", "syscall-filter", "--no-pager", name],
+                            capture_output=True, text=True, check=True).stdout
+    for word in map(str.strip, listed.splitlines()[1:]):
+        if word.startswith("@"):
+            yield from calls(word)
+        elif word and not word.startswith("#"):
+            yield word
+
+
+@pytest.mark.long
+@needs("systemd-analyze", "systemd")
+@needs("strace", "strace")
+def test_the_unit_lets_the_shop_do_all_that_it_does(serve, tmp_path, monkeypatch):
+    python, trace = tmp_path / "python", tmp_path / "trace"
+    python.write_text(f'#!/bin/sh\nexec strace -f -qq -o {trace} {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        server = serve(workers=1, APP_ENV="production")
+    body = {"email": f"{unique()}@example.com", "password": "a long walk home", "name": "Ada"}
+    assert server.call("POST", "auth/register", json=body).status == 201
+    assert server.call("GET", "/metrics", token=TOKEN).status == 200
+    server.stop()
+    wanted, refused = (line.split() for line in unit("SystemCallFilter"))
+    allowed = set().union(*map(calls, wanted)).difference(
+        *(calls(name.lstrip("~")) for name in refused))
+    done = trace.read_text()
+    assert set(re.findall(r"^\d+ +(\w+)\(", done, re.M)) <= allowed
+    assert set(re.findall(r"\bsocket\((AF_\w+)", done)) <= set(*map(
+        str.split, unit("RestrictAddressFamilies")))
+
+
+def test_the_shop_runs_where_no_memory_may_be_written_and_then_run(serve, tmp_path):
+    """As by MemoryDenyWriteExecute: prctl(2), PR_SET_MDWE, which children inherit."""
+    wrapper = tmp_path / "sitecustomize.py"
+    wrapper.write_text("import ctypes\nassert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0\n")
+    if subprocess.run([sys.executable, wrapper], capture_output=True).returncode:
+        pytest.skip("This kernel can't refuse such memory.")
+    server = serve(workers=1, PYTHONPATH=str(tmp_path))
+    assert server.call("GET", "/health/ready").status == 200
+    body = {"email": f"{unique()}@example.com", "password": "a long walk home", "name": "Ada"}
+    assert server.call("POST", "auth/register", json=body).status == 201
