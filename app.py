@@ -5,24 +5,12 @@ from flask import Flask
 
 import blueprints
 import db
-from blueprints import cli, cli_catalogue, health
+from blueprints import cli, cli_catalogue, cli_db, health
 from blueprints.v1 import reports
-from db import cli as db_cli
-from extensions import (
-    arguments,
-    cache,
-    compression,
-    door,
-    errors,
-    jwt,
-    limits,
-    logs,
-    mail,
-    metrics,
-    redis_client,
-    settings,
-    upkeep,
-)
+from extensions import cache, jwt, limits, redis_client, settings
+from extensions.behind import mail, upkeep
+from extensions.front import door
+from extensions.http import arguments, compression, errors, logs, metrics
 
 ROOT = Path(__file__).resolve().parent
 
@@ -44,7 +32,7 @@ def create_app(**overrides):
     app.config.update(settings.read(**overrides))
     app.json.sort_keys = False
     for part in (logs, errors, redis_client, limits, arguments, compression, cache, door, db,
-                 jwt, mail, upkeep, metrics, reports, health, blueprints, db_cli, cli,
+                 jwt, mail, upkeep, metrics, reports, health, blueprints, cli_db, cli,
                  cli_catalogue):
         part.init_app(app)
     return app

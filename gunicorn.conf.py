@@ -17,8 +17,8 @@ from db.seed import DEMO, PASSWORD, NotEmpty, seed
 from extensions import settings
 
 wsgi_app = "wsgi:app"
-worker_class = "extensions.worker.Worker"
-logger_class = "extensions.worker.Log"
+worker_class = "extensions.front.worker.Worker"
+logger_class = "extensions.front.worker.Log"
 try:
     _settings = settings.read()
 except settings.SettingsError as error:
@@ -131,7 +131,7 @@ def pre_fork(server, worker):
 
 
 def post_fork(server, worker):
-    from extensions import metrics  # not before PROMETHEUS_MULTIPROC_DIR is set
+    from extensions.http import metrics  # not before PROMETHEUS_MULTIPROC_DIR is set
     metrics.process = process_of(worker)
 
 
@@ -142,7 +142,7 @@ def process_of(worker):
 
 def child_exit(server, worker):
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        from extensions import metrics
+        from extensions.http import metrics
         metrics.forget(process_of(worker))
 
 

@@ -15,7 +15,7 @@ VERSIONS = {
 
 
 class Api(flask_smorest.Api):
-    """flask-smorest's, which leaves errors to extensions/errors.py and documents to docs.py."""
+    """flask-smorest's, which leaves errors to http/errors.py and documents to docs.py."""
 
     def _register_error_handlers(self):
         pass

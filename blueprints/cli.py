@@ -5,11 +5,11 @@ from flask import current_app
 from marshmallow import ValidationError
 
 import db
+from blueprints.cli_db import Commands
 from blueprints.v1.users import locked
-from db.cli import Commands
 from extensions import passwords
-from extensions.errors import Problem
-from extensions.logs import security
+from extensions.http.errors import Problem
+from extensions.http.logs import security
 from schemas.users import NewUser
 
 accounts = db.load("accounts")

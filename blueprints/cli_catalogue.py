@@ -10,9 +10,9 @@ from flask.cli import AppGroup
 from marshmallow import ValidationError
 
 import db
+from blueprints.cli_db import url
 from blueprints.v1.reports import stream, sums
 from db import migrations
-from db.cli import url
 from db.pool import aftermath
 from extensions import cache
 from schemas.moments import Moment

@@ -14,9 +14,10 @@ from flask import (
 )
 
 from extensions import openapi
-from extensions.answers import PUBLIC, etag_of, tagged
-from extensions.errors import PROBLEMS, Problem
+from extensions.http.answers import PUBLIC, etag_of, tagged
+from extensions.http.errors import Problem
 from extensions.jwt import public
+from schemas.problems import PROBLEMS
 
 blp = Blueprint("docs", __name__)
 OWN = Path(__file__).with_name("docs_page")

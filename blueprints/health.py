@@ -15,10 +15,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import db
 from db import migrations
-from extensions import metrics
-from extensions.errors import Problem
+from extensions.http import metrics
+from extensions.http.errors import Problem, raises
 from extensions.jwt import public
-from extensions.openapi import raises
 from extensions.redis_client import RedisClient, client
 
 blp = Blueprint("health", __name__)

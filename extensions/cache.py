@@ -6,8 +6,8 @@ groups before it is stored and gives them new words afterwards, at the same cost
 for a million: while a mark stands nothing is served or kept, and every older entry is a miss from
 then on. A mark whose writer died runs out by itself, later than what it wrote can still be stored.
 
-The door (extensions/door.py) counts a request and looks its answer up with one call to Redis, where
-it knows by the URL which entry that is.
+The door (front/door.py) counts a request and looks its answer up with one call to Redis, where it
+knows by the URL which entry that is.
 """
 import contextlib
 import hashlib
@@ -22,11 +22,11 @@ from flask import Response, current_app, request
 from flask_caching import Cache
 from flask_caching.backends.base import BaseCache
 
-from extensions import compression
-from extensions.answers import PUBLIC, etag_of, without_flask
+from extensions.http import compression
+from extensions.http.answers import PUBLIC, etag_of, without_flask
+from extensions.http.visit import visit
 from extensions.limits import COUNT
 from extensions.redis_client import RedisClient
-from extensions.visit import visit
 
 BUSY_SECONDS = 3.0  # how long the others wait for the one who computes
 POLL_SECONDS = 0.005

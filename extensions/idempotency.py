@@ -11,8 +11,8 @@ import re
 from flask import g, request
 
 import db
-from extensions.answers import answer
-from extensions.errors import Problem, invalid
+from extensions.http.answers import answer
+from extensions.http.errors import Problem, invalid
 
 queries = db.load("idempotency")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")

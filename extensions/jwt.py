@@ -15,9 +15,9 @@ from flask import current_app, g, request
 from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
 
 import db
-from extensions import arguments
-from extensions.errors import Problem
-from extensions.visit import visit
+from extensions.http import arguments
+from extensions.http.errors import Problem
+from extensions.http.visit import visit
 
 ALGORITHM = "HS256"
 ISSUER = AUDIENCE = "shopfront"

@@ -13,10 +13,10 @@ from flask_limiter import Limiter
 from limits import parse
 from limits.storage import MemoryStorage, Storage
 
-from extensions import metrics
-from extensions.errors import Problem
+from extensions.http import metrics
+from extensions.http.errors import Problem
+from extensions.http.visit import visit
 from extensions.redis_client import RedisClient, client
-from extensions.visit import visit
 
 # Count and remaining life in one answer. A key without an end, however it came to be, gets one.
 COUNT = """

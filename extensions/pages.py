@@ -7,7 +7,7 @@ from flask import request
 from itsdangerous import BadData, URLSafeSerializer
 
 from extensions import cache, jwt
-from extensions.errors import invalid
+from extensions.http.errors import invalid
 
 WALKING = ("cursor", "page", "limit", "count")
 

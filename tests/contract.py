@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from openapi_schema_validator import OAS31Validator
 
-from extensions.headers import SECURITY
+from extensions.http.headers import SECURITY
 
 SEEN = set()  # (version, operationId, status, problem code or "")
 GOLDEN = Path(__file__).with_name("golden")

@@ -11,7 +11,7 @@ from datetime import datetime
 import psycopg
 import pytest
 
-from extensions.logs import Json
+from extensions.http.logs import Json
 from tests.conftest import PASSWORD, execute, register, unique
 
 NEW_PASSWORD = "another long walk"

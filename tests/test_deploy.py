@@ -15,7 +15,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import conninfo
 
-from extensions import metrics, settings
+from extensions import settings
+from extensions.http import metrics
 from tests.conftest import ROOT, execute, unique
 
 TOKEN = "metrics-token-of-the-tests"

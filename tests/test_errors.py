@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extensions.errors import PROBLEMS
+from schemas.problems import PROBLEMS
 from tests.conftest import PASSWORD, unique
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id", "error"}

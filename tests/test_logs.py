@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from db.queries import SLOW_SECONDS
-from extensions.logs import KEEP_DAYS, Json, SharedFile
+from extensions.http.logs import KEEP_DAYS, Json, SharedFile
 from tests.conftest import PASSWORD, ROOT, Server, execute, unique
 from tests.test_embedded import fresh_copy
 
@@ -273,7 +273,7 @@ def test_a_slow_query_has_its_name_in_the_log_and_while_it_runs_in_postgresql(si
 
 WRITER = """
 import logging, sys, time
-from extensions.logs import Json, SharedFile
+from extensions.http.logs import Json, SharedFile
 
 handler = SharedFile(sys.argv[1], max_bytes=100_000)
 handler.setFormatter(Json())

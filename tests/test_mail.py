@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from aiosmtpd.controller import Controller
 
-from extensions import upkeep
+from extensions.behind import upkeep
 from tests.conftest import PASSWORD, Client, execute, register, unique
 
 NEW_PASSWORD = "another long walk"

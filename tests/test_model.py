@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from extensions import cache
-from extensions.upkeep import tidy
+from extensions.behind.upkeep import tidy
 from tests.conftest import Client, execute
 
 NAMES = ["Tea", "teapot", "Pen", "=cup", 'Jug, "blue"', "Éclair", "steam iron"]

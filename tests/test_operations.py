@@ -13,7 +13,7 @@ import pytest
 from flask_jwt_extended import create_access_token, create_refresh_token
 
 from db import pool
-from extensions.mail import token_hash
+from extensions.behind.mail import token_hash
 from tests.conftest import PASSWORD, execute, register, unique
 from tests.contract import documented
 

@@ -17,7 +17,7 @@ from db import migrations
 from db.embedded import _user
 from db.pool import Database, PoolerError, refuse_pooler
 from db.seed import PASSWORD, seed
-from extensions.upkeep import tidy
+from extensions.behind.upkeep import tidy
 from tests.conftest import ROOT, Client, execute, unique
 
 SERVERS = 2  # far fewer than clients, so that these do meet each other's sessions

@@ -14,8 +14,9 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from blueprints.docs import POLICY
-from extensions import jwt, mail
-from extensions.headers import SECURITY
+from extensions import jwt
+from extensions.behind import mail
+from extensions.http.headers import SECURITY
 from tests.conftest import ENOUGH, ROOT, register
 from tests.test_operations import VERSIONS, read, send
 from tests.test_tokens import altered, claims_of

@@ -1,7 +1,7 @@
 """What has expired is tidied away, and nothing else."""
 import pytest
 
-from extensions.upkeep import tidy
+from extensions.behind.upkeep import tidy
 from tests.conftest import Client, execute, register
 
 

@@ -5,14 +5,14 @@ from flask import current_app, g, json, request
 from flask.views import MethodView
 
 import db
-from extensions import jwt, limits, logs, passwords
-from extensions.answers import SECRET, answer, nothing
-from extensions.arguments import Blueprint
-from extensions.errors import Problem, invalid
+from extensions import jwt, limits, passwords
+from extensions.behind.mail import token_hash
+from extensions.http import logs
+from extensions.http.answers import SECRET, answer, nothing
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import Problem, invalid, raises
+from extensions.http.visit import visit
 from extensions.jwt import public, signed_in
-from extensions.mail import token_hash
-from extensions.openapi import raises
-from extensions.visit import visit
 from schemas.auth import (
     Accepted,
     Forgotten,

@@ -3,11 +3,10 @@ from flask.views import MethodView
 
 import db
 from extensions import cache
-from extensions.answers import answer, check_if_match, nothing, require_if_match
-from extensions.arguments import Blueprint
-from extensions.errors import Problem
+from extensions.http.answers import answer, check_if_match, nothing, require_if_match
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import Problem, raises
 from extensions.jwt import admin, public
-from extensions.openapi import raises
 from schemas.categories import Categories as CategoryList
 from schemas.categories import Category, CategoryIn
 

@@ -4,12 +4,11 @@ from flask.views import MethodView
 
 import db
 from extensions import cache
-from extensions.answers import answer, check_if_match, nothing, require_if_match
-from extensions.arguments import Blueprint
-from extensions.errors import Problem
+from extensions.http.answers import answer, check_if_match, nothing, require_if_match
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import Problem, raises
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, public
-from extensions.openapi import raises
 from extensions.pages import Page, pattern
 from schemas.products import NewProduct, Product, ProductChanges, ProductPage, ProductQuery
 

@@ -8,11 +8,10 @@ from flask.views import MethodView
 from psycopg.pq import TransactionStatus
 
 import db
-from extensions.answers import answer
-from extensions.arguments import Blueprint
-from extensions.errors import Problem
+from extensions.http.answers import answer
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import Problem, raises
 from extensions.jwt import admin
-from extensions.openapi import raises
 from schemas.reports import (
     SalesReport,
     SalesReportQuery,

@@ -4,12 +4,11 @@ from flask.views import MethodView
 
 import db
 from extensions import cache
-from extensions.answers import answer
-from extensions.arguments import Blueprint
-from extensions.errors import Problem
+from extensions.http.answers import answer
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import Problem, raises
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, is_admin, signed_in
-from extensions.openapi import raises
 from extensions.pages import Page
 from schemas.transactions import NewTransaction, Transaction, TransactionPage, TransactionQuery
 

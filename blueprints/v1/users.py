@@ -7,19 +7,18 @@ from werkzeug.http import http_date
 
 import db
 from blueprints.v1.auth import check_own_password, mail, new_hash
-from extensions import logs
-from extensions.answers import (
+from extensions.http import logs
+from extensions.http.answers import (
     answer,
     check_if_match,
     nothing,
     private_without_flask,
     require_if_match,
 )
-from extensions.arguments import Blueprint
-from extensions.errors import Problem, invalid
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import Problem, invalid, raises
+from extensions.http.metrics import count_deprecated
 from extensions.jwt import admin, identify, is_admin, signed_in
-from extensions.metrics import count_deprecated
-from extensions.openapi import raises
 from extensions.pages import Page, pattern
 from schemas.users import NewUser, User, UserChanges, UserPage, UserQuery
 

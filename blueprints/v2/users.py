@@ -5,10 +5,10 @@ from flask.views import MethodView
 
 import db
 from blueprints.v1 import users as v1
-from extensions.answers import answer, nothing
-from extensions.arguments import Blueprint
+from extensions.http.answers import answer, nothing
+from extensions.http.arguments import Blueprint
+from extensions.http.errors import raises
 from extensions.jwt import admin, signed_in
-from extensions.openapi import raises
 from extensions.pages import Page, pattern
 from schemas.users_v2 import NewUserV2, UserChangesV2, UserPageV2, UserQueryV2, UserV2
 

@@ -6,7 +6,7 @@ cache that is. What is over the limit or known goes out from here; everything el
 with what was found. On the way out every answer gets its headers, its metrics and its line in the
 log, whoever made it.
 
-To a WSGI server the door is the application. The worker (extensions/worker.py) hands it the
+To a WSGI server the door is the application. The worker (extensions/front/worker.py) hands it the
 requests that arrived together, which cost one call to Redis and one write to the log.
 """
 import json
@@ -15,10 +15,11 @@ from flask import has_request_context, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import db
-from extensions import cache, compression, errors, headers, limits, metrics
-from extensions.errors import Problem
+from extensions import cache, limits
+from extensions.http import compression, errors, headers, metrics
+from extensions.http.errors import Problem
+from extensions.http.visit import Visit
 from extensions.redis_client import RedisClient
-from extensions.visit import Visit
 
 
 class Door:

@@ -10,19 +10,18 @@ from pathlib import Path
 
 from marshmallow import fields
 
-from extensions.arguments import Id, UserId
-from extensions.errors import PROBLEMS
+from extensions.http.arguments import Id, UserId
+from extensions.openapi.examples import EXAMPLES, PARAMETERS
+from extensions.openapi.headers import HEADERS, LIMITS, REFUSAL, SUNSET
 from schemas import fields as own
-from schemas.examples import EXAMPLES, PARAMETERS
-from schemas.headers import HEADERS, LIMITS, REFUSAL, SUNSET
 from schemas.health import Health, Liveness, Readiness
 from schemas.moments import Moment
-from schemas.problems import Meaning, Problem
+from schemas.problems import PROBLEMS, Meaning, Problem
 
 TITLE = "Shopfront"
 JSON, PROBLEM = "application/json", "application/problem+json"
 FORM = "application/x-www-form-urlencoded"
-INTRODUCTION = Path(__file__).parents[1] / "blueprints" / "docs_page" / "introduction.md"
+INTRODUCTION = Path(__file__).parents[2] / "blueprints" / "docs_page" / "introduction.md"
 DEMO = """
 ## Demo accounts
 
@@ -40,14 +39,6 @@ UNTAGGED = {"Session", "Tokens", "Accepted", "TransactionsReport", "Health", "Li
 DATE = "(19[7-9]|20[0-9]|21[0-9])[0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 TIME = (r"T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
         "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?")
-
-def raises(*codes):
-    """Document the problems that a view raises by itself."""
-    def decorate(view):
-        view.problems = codes
-        return view
-    return decorate
-
 
 def spec_kwargs(version):
     return {"title": TITLE, "version": f"{version[1:]}.0.0", "openapi_version": "3.1.0"}

@@ -4,8 +4,8 @@ import hashlib
 from flask import Response, current_app, request
 from werkzeug.http import parse_etags
 
-from extensions import compression
-from extensions.errors import Problem
+from extensions.http import compression
+from extensions.http.errors import Problem
 
 PRIVATE = "private, no-cache"
 PUBLIC = "public, no-cache"  # may be kept, must be asked for again: our own cache is never stale

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 from werkzeug.routing import ValidationError as NoMatch
 
-from extensions.errors import Problem
+from extensions.http.errors import Problem
 
 MAX_BODY = 10 * 1024 * 1024
 MAX_FIELDS = 200

@@ -28,8 +28,8 @@ from gunicorn.http import errors, message, unreader, wsgi
 from gunicorn.http.body import CHUNK_EXT_RE, ChunkedReader
 from gunicorn.workers.gthread import ThreadWorker
 
-from extensions import metrics
-from extensions.errors import Problem
+from extensions.http import metrics
+from extensions.http.errors import Problem
 
 HEAD_SECONDS, BODY_SECONDS = 10, 30  # for a head from its first byte, and then for the body
 READ_SECONDS = 60  # for the client to take some of an answer

@@ -18,8 +18,8 @@ import time
 from datetime import UTC, datetime
 from select import PIPE_BUF
 
-from extensions import metrics
-from extensions.visit import visit
+from extensions.http import metrics
+from extensions.http.visit import visit
 
 MAX_BYTES = 20 * 1024 * 1024
 KEEP_DAYS = 14
