@@ -17,7 +17,7 @@ from db.pool import aftermath
 from extensions import cache
 from schemas.moments import Moment
 
-files = db.load("products_import")
+files = db.load("products_import", patient=True)
 products = AppGroup("products", help="The catalogue as files.")
 reports = AppGroup("reports", help="Reports without the API.")
 

@@ -21,6 +21,7 @@ A query that takes longer than SLOW_SECONDS is named in the log.
 its own values, so that unused filters fold away and the plain index remains.
 """
 import logging
+import math
 import pathlib
 import re
 import time
@@ -44,8 +45,9 @@ _WRAP = {"json": _JSON, "rows": _JSON, "ndjson": _NDJSON,
 class Query:
     """One named query. Call it with a connection and the named parameters."""
 
-    def __init__(self, name, shape, replan, sql):
+    def __init__(self, name, shape, replan, sql, patient=False):
         self.name, self.shape = name, shape
+        self._slow = math.inf if patient else SLOW_SECONDS
         self.prepare = False if replan else None
         text = "\n".join(x for x in sql.splitlines() if not x.startswith("--")).strip().rstrip(";")
         self.plain = text
@@ -71,7 +73,7 @@ class Query:
         try:
             return conn.cursor(**kwargs).execute(self._escaped, params, prepare=self.prepare)
         finally:
-            if (seconds := time.monotonic() - began) > SLOW_SECONDS:
+            if (seconds := time.monotonic() - began) > self._slow:
                 log.warning("slow query", extra={"query": self.name, "seconds": round(seconds, 3)})
 
     def _one(self, conn, params):
@@ -96,11 +98,15 @@ class Query:
     _json, _column, _csv, _ndjson = _value, _rows, _copy, _copy
 
 
-def load(name):
-    """The queries of ``sql/<name>.sql``, as attributes of one object."""
+def load(name, patient=False):
+    """The queries of ``sql/<name>.sql``, as attributes of one object.
+
+    ``patient`` where they may take their time, and are not named in the log for it.
+    """
     text = (FOLDER / f"{name}.sql").read_text()
     parts = _HEAD.split(text)[1:]
     found = zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True)
     return SimpleNamespace(**{
-        query: Query(f"{name}.{query}", shape, replan, sql) for query, shape, replan, sql in found
+        query: Query(f"{name}.{query}", shape, replan, sql, patient)
+        for query, shape, replan, sql in found
     })

@@ -13,7 +13,7 @@ HASH = ("$argon2id$v=19$m=19456,t=2,p=1$Sx7YGvWf7HCs0quN8V+qcg$CZYRm8"
 BLOCK = {"users": 20_000, "products": 20_000, "transactions": 25_000}
 DEMO = {"users": 20, "products": 1_000, "transactions": 2_000}
 
-queries = db.load("seed")
+queries = db.load("seed", patient=True)
 
 
 class NotEmpty(Exception):
