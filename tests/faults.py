@@ -476,7 +476,7 @@ def strike(rig, fault, hold=None):
         fault.inject(rig)
         try:
             time.sleep(hold or fault.hold)
-            until(lambda: fault.felt(rig, load), 10)
+            until(lambda: fault.felt(rig, load), 30, fault.name)
         finally:
             last = over = time.monotonic()
             fault.heal(rig)
@@ -490,8 +490,8 @@ def strike(rig, fault, hold=None):
                   max(struck, key=lambda one: one.seconds), last - over, load)
 
 
-def until(condition, seconds):
+def until(condition, seconds, what="it"):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, f"{what} did not come about"
         time.sleep(0.05)

@@ -7,6 +7,9 @@ from tests.conftest import ROOT, unique
 from tests.contract import Contract
 from tests.faults import FAULTS, Rig, strike
 
+# The mail server that is stopped leaves its clients' sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(scope="module")
 def rig(run_folder, serve):
