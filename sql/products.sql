@@ -16,12 +16,9 @@ FROM (
     SELECT p.id
     FROM products p
     WHERE p.retired_at IS NULL
-      AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
-      AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
-      AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
-      AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-      AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
-      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+      AND product_fits(p, %(category)s::bigint, %(categories)s::bigint[],
+                       %(min_price)s::numeric, %(max_price)s::numeric,
+                       %(in_stock)s::boolean, %(ids)s::bigint[])
       AND (%(pattern)s::text IS NULL OR p.search_text LIKE '%' || lower(%(pattern)s) || '%')
       AND (%(after_id)s::bigint IS NULL OR CASE %(sort)s::text
            WHEN 'created_at'
@@ -71,12 +68,9 @@ FROM (
     (SELECT 1 AS rank, p.id
      FROM products p
      WHERE p.retired_at IS NULL
-       AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
-       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
-       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
-       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-       AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
-      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+       AND product_fits(p, %(category)s::bigint, %(categories)s::bigint[],
+                        %(min_price)s::numeric, %(max_price)s::numeric,
+                        %(in_stock)s::boolean, %(ids)s::bigint[])
        AND lower(p.name) COLLATE "C" LIKE lower(%(pattern)s::text) || '%'
        AND (%(after_rank)s::int IS NULL OR (%(after_rank)s = 1
             AND (lower(p.name) COLLATE "C", p.id) > (lower(%(after_name)s::text), %(after_id)s)))
@@ -86,12 +80,9 @@ FROM (
     (SELECT 2 AS rank, p.id
      FROM products p
      WHERE p.retired_at IS NULL
-       AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
-       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
-       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
-       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-       AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
-      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+       AND product_fits(p, %(category)s::bigint, %(categories)s::bigint[],
+                        %(min_price)s::numeric, %(max_price)s::numeric,
+                        %(in_stock)s::boolean, %(ids)s::bigint[])
        AND length(%(search)s::text) > 2
        AND lower(p.name) LIKE '%' || lower(%(pattern)s::text) || '%'
        AND p.search_text LIKE '%' || lower(%(pattern)s::text) || '%'  -- says how rare it is
@@ -104,12 +95,9 @@ FROM (
     (SELECT 3 AS rank, p.id
      FROM products p
      WHERE p.retired_at IS NULL
-       AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
-       AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
-       AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
-       AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-       AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
-      AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+       AND product_fits(p, %(category)s::bigint, %(categories)s::bigint[],
+                        %(min_price)s::numeric, %(max_price)s::numeric,
+                        %(in_stock)s::boolean, %(ids)s::bigint[])
        AND p.search_text LIKE '%' || lower(%(pattern)s::text) || '%'
        AND CASE WHEN length(%(search)s::text) > 2
            THEN lower(p.name) NOT LIKE '%' || lower(%(pattern)s::text) || '%'
@@ -142,12 +130,9 @@ WHERE category_id = ANY (%(categories)s::bigint[])
 SELECT count(*)
 FROM products p
 WHERE p.retired_at IS NULL
-  AND (%(category)s::bigint IS NULL OR p.category_id = %(category)s)
-  AND (%(categories)s::bigint[] IS NULL OR p.category_id = ANY (%(categories)s))
-  AND (%(min_price)s::numeric IS NULL OR p.price >= %(min_price)s)
-  AND (%(max_price)s::numeric IS NULL OR p.price <= %(max_price)s)
-  AND (%(in_stock)s::boolean IS NULL OR p.sold_out = NOT %(in_stock)s)
-  AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s))
+  AND product_fits(p, %(category)s::bigint, %(categories)s::bigint[],
+                   %(min_price)s::numeric, %(max_price)s::numeric,
+                   %(in_stock)s::boolean, %(ids)s::bigint[])
   AND (%(pattern)s::text IS NULL OR p.search_text LIKE '%' || lower(%(pattern)s) || '%')
 
 -- name: get :json
