@@ -1,15 +1,6 @@
 -- name: page :rows replan
-SELECT t.id, t.user_id,
-       CASE WHEN t.refunded_at IS NULL THEN 'completed' ELSE 'refunded' END AS status,
-       t.total::text AS total, i.items, t.created_at, t.refunded_at
-FROM transactions t
-CROSS JOIN LATERAL (
-    SELECT json_agg(json_build_object(
-        'product_id', product_id, 'name', product_name, 'quantity', quantity,
-        'unit_price', unit_price::text, 'amount', amount::text) ORDER BY line) AS items
-    FROM transaction_items
-    WHERE transaction_id = t.id
-) i
+SELECT t.id, t.user_id, t.status, t.total, t.items, t.created_at, t.refunded_at
+FROM transactions_v1 t
 WHERE (%(user_id)s::bigint IS NULL OR t.user_id = %(user_id)s)
   AND (%(status)s::text IS NULL OR (t.refunded_at IS NULL) = (%(status)s = 'completed'))
   AND (%(start)s::timestamptz IS NULL OR t.created_at >= %(start)s)
@@ -31,17 +22,8 @@ WHERE (%(user_id)s::bigint IS NULL OR t.user_id = %(user_id)s)
 -- name: get :json
 -- index: transactions_pkey
 -- index: transaction_items_pkey
-SELECT t.id, t.user_id,
-       CASE WHEN t.refunded_at IS NULL THEN 'completed' ELSE 'refunded' END AS status,
-       t.total::text AS total, i.items, t.created_at, t.refunded_at
-FROM transactions t
-CROSS JOIN LATERAL (
-    SELECT json_agg(json_build_object(
-        'product_id', product_id, 'name', product_name, 'quantity', quantity,
-        'unit_price', unit_price::text, 'amount', amount::text) ORDER BY line) AS items
-    FROM transaction_items
-    WHERE transaction_id = t.id
-) i
+SELECT t.id, t.user_id, t.status, t.total, t.items, t.created_at, t.refunded_at
+FROM transactions_v1 t
 WHERE t.id = %(id)s::bigint AND (%(user_id)s::bigint IS NULL OR t.user_id = %(user_id)s)
 
 -- The whole sale in one statement. The buyer is locked before the products, as whoever deletes a

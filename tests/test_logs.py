@@ -146,12 +146,12 @@ def test_on_a_terminal_in_development_lines_are_for_people(settings, env, for_pe
 
 
 def test_an_error_is_in_both_files_with_its_traceback_and_not_in_the_answer(site):
-    execute(site.database_url, "ALTER TABLE transactions RENAME TO mislaid")
+    execute(site.database_url, "ALTER VIEW transactions_v1 RENAME TO mislaid")
     try:
         token = account(site)["token"]
         answer = site.call("GET", "transactions", token=token)
     finally:
-        execute(site.database_url, "ALTER TABLE mislaid RENAME TO transactions")
+        execute(site.database_url, "ALTER VIEW mislaid RENAME TO transactions_v1")
     assert answer.status == 500
     line, = site.of(answer, "error.log")
     assert (line["level"], line["logger"]) == ("ERROR", "shopfront.errors")
