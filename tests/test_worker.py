@@ -252,9 +252,7 @@ def test_who_gives_way_while_it_sends_takes_nobody_along(serve):
         last = stack.enter_context(Wire(server, GET))
         assert last.answer()[0] == 200  # by now all of them are in
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), most))
-        os.kill(pid, signal.SIGSTOP)
-        while pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            time.sleep(0.01)
+        halt(pid)
         wires += [stack.enter_context(Wire(server)) for _ in range(5)]
         for wire in wires:
             wire.send(b"G")
@@ -276,3 +274,36 @@ def test_a_worker_counts_on_where_a_dead_one_stopped(serve, tmp_path, settings):
     files = seen[0][1]
     assert len(files) == 6  # the master's, which stay empty, and the worker's
     assert seen == [(number, files) for number in (1, 2, 3)]
+
+
+def test_a_worker_that_leaves_lets_nobody_in(serve):
+    """Not even while it waits for others: who is refused can go to another node."""
+    server = serve(workers=2)
+    with contextlib.ExitStack() as wires:
+        for _ in range(20):  # so that each worker has somebody to wait for
+            wires.enter_context(Wire(server, b"GET /health HTTP/1.1\r\nX-Half: "))
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        with pytest.raises(ConnectionRefusedError):
+            Wire(server)
+        assert server.process.poll() is None
+
+
+def test_who_has_come_before_a_worker_leaves_is_answered(serve):
+    """Also who stands at the socket yet: nobody is let in and then cut off."""
+    server = serve(workers=1)
+    pid, = server.worker_pids
+    with contextlib.ExitStack() as wires:
+        halt(pid)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        came = [wires.enter_context(Wire(server, GET)) for _ in range(20)]
+        os.kill(pid, signal.SIGCONT)
+        assert [wire.answer()[0] for wire in came] == [200] * 20
+
+
+def halt(pid):
+    os.kill(pid, signal.SIGSTOP)
+    while pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)

@@ -239,9 +239,11 @@ class Worker(ThreadWorker):
     # Reading
 
     def accept(self, listener):
+        """Let a client in. Whether there was one."""
         if self.cfg.is_ssl:
+            before = self.nr_conns
             super().accept(listener)
-            return
+            return self.nr_conns > before
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -250,13 +252,14 @@ class Worker(ThreadWorker):
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self.shed()
                 time.sleep(0.01)  # the listener stays readable
-            return  # what else there is, is about the client (accept(2), "Error handling")
+            return False  # what else there is, is about the client (accept(2), "Error handling")
         conn = Connection(sock, address, listener.getsockname())
         self.nr_conns += 1
         self.connections[conn] = True
         self.begin(conn)
         if self.nr_conns >= self.worker_connections:
             self.shed()
+        return True
 
     @contained
     def begin(self, conn):
@@ -648,6 +651,15 @@ class Worker(ThreadWorker):
             self.expire(conn, True)
 
     def _cap_keepalive(self, deadline):
+        """The worker leaves: who has come is served yet, who comes from now on is refused.
+
+        Refused, a client can go elsewhere. Left open until the last answer is out, the socket would
+        go on taking clients in, whom nobody hears and the worker's end cuts off.
+        """
+        for listener in self.sockets:
+            while self.accept(listener):
+                pass
+            listener.close()
         super()._cap_keepalive(deadline)
         for conn in self.connections:
             if conn.state == IDLE:
