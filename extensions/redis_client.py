@@ -3,6 +3,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 
@@ -17,6 +18,8 @@ log = logging.getLogger("shopfront.redis")
 
 TIMEOUT = 0.1  # seconds that one call may take
 BEAT = 0.25  # seconds between two heartbeats
+_PAST = re.compile(rb"master_replid:(\w+)")
+_ANOTHER = b"another"  # than any server's
 
 
 @functools.cache
@@ -31,6 +34,9 @@ class RedisClient:
     asks four times a second whether Redis is back, calls ``on_return`` and closes it. While all is
     well the same thread calls ``on_beat``, which keeps its connection open: a Redis that is full of
     clients goes on answering those that it has.
+
+    A server with another past than the last one's is not believed before it has come back that way:
+    a replica that took over may have missed what this one was told.
     """
 
     class Away(Exception):
@@ -39,7 +45,7 @@ class RedisClient:
     def __init__(self, url, prefix):
         self._url = url
         self._tag = f"{{{prefix}}}:"  # one hash slot: a script's keys must share one in a cluster
-        self._client = self._pid = self._beater = None
+        self._client = self._pid = self._beater = self._past = None
         self._local = threading.local()
         self._lock = threading.Lock()
         self._here = threading.Event()
@@ -106,6 +112,9 @@ class RedisClient:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = redis_.connection_pool.make_connection()
+            connection.past = None
+        elif connection.past != self._past:
+            connection.disconnect()
         packed, began = connection.pack_commands(commands), time.perf_counter()
         for last in (False, True):
             try:
@@ -134,10 +143,26 @@ class RedisClient:
                 retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionResetError,
                                                               BrokenPipeError)),
                 health_check_interval=0, max_connections=1000, protocol=2,
+                redis_connect_func=self._meet,
             )
             self._local = threading.local()
             threading.Thread(target=self._beat, daemon=True, name="redis-beat").start()
             self._pid = os.getpid()
+
+    def _meet(self, connection):
+        """Greet a server on a new connection, if it has the past of the last one.
+
+        If not, nobody's connection is good any more, and the heartbeat meets who is there now.
+        """
+        connection.on_connect()
+        past = _past_of(connection)
+        with self._lock:
+            if self._past is None or (self.away and threading.get_ident() == self._beater):
+                self._past = past
+            elif past != self._past:
+                self._past = _ANOTHER
+                raise redis.ConnectionError("Another server has taken over.")
+        connection.past = past
 
     def _beat(self):
         self._beater = threading.get_ident()
@@ -162,6 +187,16 @@ class RedisClient:
         self.returned = self.returns_begun
         self.away_since = None
         self._here.set()
+
+
+def _past_of(connection):
+    """What a server shares with those who have heard all that it has; empty if it doesn't tell."""
+    connection.send_command("INFO", "replication", check_health=False)
+    try:
+        found = _PAST.search(connection.read_response())
+    except redis.ResponseError:
+        found = None
+    return found[1] if found else b""
 
 
 def _reply(connection):

@@ -447,6 +447,27 @@ def test_a_redis_that_comes_back_just_before_a_commit_has_not_seen_it(make_app, 
     assert reader.get(path).json["price"] == "11.00"
 
 
+def test_a_replica_that_took_over_too_early_is_not_believed(shop, valkey, admin, make_product):
+    """It has missed a write, and every connection is a new one, before anybody finds Redis away."""
+    visitor, path = shop(REDIS_URL=valkey.url), f"products/{make_product()['id']}"
+    visitor.app.extensions["redis_client"].on_beat = lambda: None  # not even the heartbeat
+    for _ in range(3):
+        visitor.get(path)
+    assert visitor.get(path).headers["X-Cache"] == "hit"
+    with redis.Redis.from_url(valkey.url) as memory:
+        before = {key: (memory.pttl(key), memory.dump(key)) for key in memory.scan_iter()}
+        changed = visitor.patch(path, token=admin.token, json={"price": "11.00"})
+        assert changed.status_code == 200
+        for key, (ends, value) in before.items():
+            memory.restore(key, ends, value, replace=True)
+        memory.execute_command("REPLICAOF 127.0.0.1 1")
+        memory.execute_command("REPLICAOF NO ONE")
+        memory.execute_command("CLIENT KILL TYPE normal SKIPME yes")
+    assert [visitor.get(path).json["price"] for _ in range(3)] == ["11.00"] * 3
+    until(lambda: visitor.get(path).headers["X-Cache"] == "hit")
+    assert visitor.get(path).json["price"] == "11.00"
+
+
 def test_writes_while_redis_is_away_do_not_pile_up(shop, valkey, admin, make_product):
     visitor, path = shop(REDIS_URL=valkey.url), f"products/{make_product()['id']}"
     visitor.patch(path, token=admin.token, json={"stock": 7})
