@@ -44,6 +44,16 @@ def test_a_wrong_setting_is_one_sentence(settings):
     assert said == "The settings won't do: WEB_THREADS must be a whole number from 1 to 256.\n"
 
 
+def test_why_there_is_no_connection_is_a_line_like_all_others(serve, tmp_path):
+    server = serve(workers=1, APP_ENV="production", LOG_DIR=str(tmp_path), CACHE_TYPE="NullCache",
+                   DATABASE_URL="postgresql://postgres@127.0.0.1:1/shop")
+    assert server.call("GET", "products").status == 503
+    assert "\nerror connecting" not in server.log
+    lines = map(json.loads, (tmp_path / "app.log").read_text().splitlines())
+    said = [line for line in lines if "refused" in line["message"]]
+    assert {(line["level"], line["logger"]) for line in said} == {("WARNING", "psycopg.pool")}
+
+
 def test_a_killed_worker_is_a_line_like_all_others(serve):
     server = serve(workers=1, LOG_LEVEL="WARNING")
     os.kill(server.worker_pids[0], signal.SIGKILL)

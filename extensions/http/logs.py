@@ -251,6 +251,10 @@ def init_app(app):
     if people:
         handlers[0].setFormatter(Text())
     root.handlers = handlers
+    # Only the pool is told why no connection comes about.
+    pool = logging.getLogger("psycopg.pool")
+    pool.handlers, pool.propagate = handlers, False
+    pool.setLevel(max(root.level, logging.WARNING))
     security.setLevel(logging.INFO)  # whatever else is left out
     app.extensions["access_log"] = (
         Access(sys.stdout, handlers[1:2], people) if root.isEnabledFor(logging.INFO) else NoAccess()
