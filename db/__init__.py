@@ -49,14 +49,21 @@ def check_pooler(config):
 
 
 def again_if_lost(dispatch):
-    """``dispatch()``, once more if it met a dead connection and wrote nothing."""
+    """``dispatch()``, once more if it met a dead connection, or a deadlock, and wrote nothing.
+
+    A migration that locks one table after another may deadlock with a request, which is then the
+    one that is undone: it has waited longer.
+    """
     try:
         return dispatch()
     except psycopg.Error as error:
-        if isinstance(error, psycopg_pool.PoolTimeout) or not lost(error):
+        if isinstance(error, psycopg_pool.PoolTimeout):
             raise
-        for pool in ("db", "db_reports"):  # either may be where the next statement goes
-            current_app.extensions[pool].drain()
+        if lost(error):
+            for pool in ("db", "db_reports"):  # either may be where the next statement goes
+                current_app.extensions[pool].drain()
+        elif not isinstance(error, psycopg.errors.DeadlockDetected):
+            raise
         if g.get("may_have_written"):
             raise
         return dispatch()

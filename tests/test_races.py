@@ -1,8 +1,10 @@
 """Many at once: buyers, refunds and retries over two real workers never lose or invent a thing."""
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from tests.conftest import execute, unique
@@ -154,3 +156,20 @@ def test_refunds_of_one_sale_refund_it_once(buy, send, at_once, left, make_produ
     answers = at_once([lambda: send(f"transactions/{sale['id']}/refund")] * 16)
     assert statuses(answers) == [200] + [409] * 15
     assert left(product) == [10]
+
+
+def test_a_sale_that_loses_a_deadlock_is_made_all_the_same(buy, left, make_product, database_url):
+    """Of two that wait for each other PostgreSQL undoes the one that has waited for a second."""
+    product = make_product(stock=3)
+    with psycopg.connect(database_url) as migration, ThreadPoolExecutor(1) as pool:
+        migration.execute("LOCK TABLE products")
+        sale = pool.submit(buy, (product, 1))
+        while not execute(database_url, """
+                SELECT pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                WHERE datname = current_database() AND relation = 'products'::regclass
+                  AND NOT granted"""):
+            time.sleep(0.02)
+        migration.execute("LOCK TABLE users")  # the buyer's, by then
+        migration.rollback()
+    assert sale.result().status == 201
+    assert left(product) == [2]
