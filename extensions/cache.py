@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from typing import NamedTuple
 
 from flask import Response, current_app, request
@@ -146,8 +146,9 @@ class RedisBackend(BaseCache):
     def __init__(self, redis_client, ttl):
         super().__init__(default_timeout=ttl)
         self.redis, self._ttl = redis_client, ttl
+        self._forsaken = deque()
         redis_client.on_beat = self._keep_lease
-        redis_client.on_return = lambda: self.renew(None, [EVERYTHING])
+        redis_client.on_return = self._begin_anew
 
     @classmethod
     def factory(cls, app, config, args, kwargs):
@@ -182,8 +183,18 @@ class RedisBackend(BaseCache):
     def mark(self, groups):
         """Keep what these groups show from being served or kept, until ``renew(mark, groups)``."""
         mark = _word()
-        self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
+        try:
+            self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
+        except RedisClient.Away as away:
+            if away.asked:
+                self.forsake(mark, groups)
+            raise
         return mark
+
+    def forsake(self, mark, groups):
+        """Have a mark, which may stand where nobody can reach it now, taken off when Redis is back.
+        """
+        self._forsaken.append((mark, groups))
 
     def renew(self, mark, groups):
         self.redis.script(RENEW, self._groups(groups), _renewal(mark or ""))
@@ -202,6 +213,17 @@ class RedisBackend(BaseCache):
         return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0, _word(),
                 GROUP_SECONDS, int(BUSY_SECONDS * 1000) if known and known.dear else 0,
                 int(LEASE_SECONDS * 1000)]
+
+    def _begin_anew(self):
+        """Redis is back: what it kept may be stale, and whom it keeps waiting has left."""
+        while self._forsaken:
+            one = self._forsaken.popleft()
+            try:
+                self.renew(*one)
+            except RedisClient.Away:
+                self._forsaken.appendleft(one)
+                raise
+        self.renew(None, [EVERYTHING])
 
     def _keep_lease(self):
         self.redis.script(KEEP, [self.redis.key("group", EVERYTHING)],
@@ -530,6 +552,8 @@ def _renew(backend, mark, groups):
     try:
         backend.renew(mark, groups)
     except RedisClient.Away:
+        if mark:
+            backend.forsake(mark, groups)
         _outwait(backend, mark, groups)
 
 

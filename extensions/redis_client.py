@@ -40,7 +40,12 @@ class RedisClient:
     """
 
     class Away(Exception):
-        """Redis does not answer. Do without."""
+        """Redis does not answer. Do without. ``asked``: it may have done all the same what it was.
+        """
+
+        def __init__(self, asked=False):
+            super().__init__()
+            self.asked = asked
 
     def __init__(self, url, prefix):
         self._url = url
@@ -74,7 +79,7 @@ class RedisClient:
         # One that refuses (MISCONF, NOREPLICAS) is away, too, or that no descriptor is left for.
         except (redis.RedisError, OSError) as error:
             self._leave(error)
-            raise self.Away from None
+            raise self.Away(asked=True) from None
 
     def script(self, source, keys, arguments):
         """Run a Lua script: one round trip. Raises Away."""

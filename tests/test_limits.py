@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import pytest
 import redis
 
+from extensions import cache
 from extensions.cache import RedisBackend
 from extensions.redis_client import BEAT
 from tests.conftest import PASSWORD, execute, register, unique
@@ -466,6 +467,25 @@ def test_a_replica_that_took_over_too_early_is_not_believed(shop, valkey, admin,
     assert [visitor.get(path).json["price"] for _ in range(3)] == ["11.00"] * 3
     until(lambda: visitor.get(path).headers["X-Cache"] == "hit")
     assert visitor.get(path).json["price"] == "11.00"
+
+
+@pytest.mark.parametrize("when", ["before it is set", "while it stands"])
+def test_a_mark_that_its_writer_can_not_take_off_goes_when_redis_is_back(shop, valkey, when):
+    """It hides what it marks from the cache, for a minute and longer."""
+    app = shop(REDIS_URL=valkey.url).app
+    client, group = app.extensions["redis_client"], unique("product:")
+    client.script("return 1", [], [])
+    if when == "before it is set":
+        valkey.freeze()
+    with app.extensions["db"].connection() as conn, app.app_context():
+        cache.change(conn, group)
+        if when == "while it stands":
+            valkey.freeze()
+    assert client.away
+    valkey.thaw()
+    until(lambda: not client.away)
+    with redis.Redis.from_url(valkey.url) as memory:
+        assert memory.get(client.key("group", group))[:1] != b"!"
 
 
 def test_writes_while_redis_is_away_do_not_pile_up(shop, valkey, admin, make_product):
