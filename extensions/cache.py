@@ -560,11 +560,14 @@ def _renew(backend, mark, groups):
 def _outwait(backend, mark, groups):
     """Until its lease has run out; or it is back, and what it kept was made stale after this began.
 
-    A return that was under way by then may have made that stale before the write was stored.
+    A return that was under way by then may have made that stale before the write was stored. And
+    others may be back sooner, and keep what they read before it was: if they can be, so will we.
     """
     here = backend.redis
     begun = here.returns_begun
     end = (here.away_since or time.monotonic()) + LEASE_SECONDS + 0.2
+    if here.answers():
+        end = max(end, time.monotonic() + LEASE_SECONDS)
     while here.wait(end - time.monotonic()):
         if here.returned > begun:
             return

@@ -1,4 +1,5 @@
 """Redis as something that may be away: short time-outs, and nobody waits for it twice."""
+import contextlib
 import functools
 import hashlib
 import logging
@@ -104,6 +105,17 @@ class RedisClient:
     def wait(self, seconds):
         """Wait until Redis is there, ``seconds`` at most. Whether it is."""
         return self._here.wait(max(0, seconds))
+
+    def answers(self):
+        """Whether there is a Redis for whoever comes now, and takes writes; here it may be away."""
+        pool = self._client.connection_pool
+        stranger = pool.connection_kwargs | {"redis_connect_func": None}
+        with contextlib.suppress(redis.RedisError, OSError), contextlib.ExitStack() as stack:
+            connection = pool.connection_class(**stranger)
+            stack.callback(connection.disconnect)
+            connection.send_command("SET", self.key("probe"), 1, "PX", 1000)
+            return connection.read_response() is not None
+        return False
 
     def _leave(self, error):
         with self._lock:

@@ -448,6 +448,28 @@ def test_a_redis_that_comes_back_just_before_a_commit_has_not_seen_it(make_app, 
     assert reader.get(path).json["price"] == "11.00"
 
 
+def test_a_write_whose_node_is_the_last_to_be_back_is_seen_by_those_who_are(make_app, make_client,
+                                                                          valkey, admin,
+                                                                          make_product):
+    writer, reader = (make_client(make_app(REDIS_URL=valkey.url)) for _ in range(2))
+    path, store = f"products/{make_product()['id']}", writer.app.extensions["redis_client"]
+    writer.get(path)
+    turn, come_back = threading.Event(), store._return
+
+    def late():
+        if not turn.is_set():
+            raise store.Away
+        come_back()
+    store._return = late
+    store._leave(redis.ConnectionError("it has been away for all"))
+    store.away_since -= 5
+    for _ in range(3):
+        assert reader.get(path).json["price"] == "10.00"  # is back, and keeps it
+    threading.Timer(0.3, turn.set).start()
+    assert writer.patch(path, token=admin.token, json={"price": "11.00"}).status_code == 200
+    assert reader.get(path).json["price"] == "11.00"
+
+
 def test_a_replica_that_took_over_too_early_is_not_believed(shop, valkey, admin, make_product):
     """It has missed a write, and every connection is a new one, before anybody finds Redis away."""
     visitor, path = shop(REDIS_URL=valkey.url), f"products/{make_product()['id']}"
@@ -496,6 +518,7 @@ def test_writes_while_redis_is_away_do_not_pile_up(shop, valkey, admin, make_pro
     for stock in range(30):
         visitor.patch(path, token=admin.token, json={"stock": stock})
     assert threading.active_count() - before <= 3
+    assert not any(visitor.app.extensions["redis_client"].answers() for _ in range(1100))
 
 
 def test_a_frozen_redis_does_not_stop_logins_nor_logouts(shop, valkey, database_url):
