@@ -108,14 +108,21 @@ FROM (
     LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
 ) k
 
--- The products that have a term of one or two letters, or more than a thousand of them: then it is
--- common, and reading in order meets it soon.
+-- The products that have a term, or more than five hundred of them: then it is common, and reading
+-- in order meets it soon. No trigram index knows terms of one or two letters.
 -- name: short :column replan
 -- index: products_grams_idx
 SELECT id
 FROM products
 WHERE retired_at IS NULL AND short_grams(search_text) @> ARRAY[lower(%(search)s::text)]
-LIMIT 1001
+LIMIT 501
+
+-- name: long :column replan
+-- index: products_search_idx
+SELECT id
+FROM products
+WHERE retired_at IS NULL AND search_text LIKE '%' || lower(%(pattern)s::text) || '%'
+LIMIT 501
 
 -- name: total :value
 SELECT coalesce(sum(products), 0)::bigint

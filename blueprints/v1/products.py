@@ -108,11 +108,14 @@ def first_total(page, query, filters):
     """The list's size where it has to be known, or costs nothing, before its rows are read."""
     if page.number is None or (page.number == 1 and query["count"] == "none"):
         return None
-    if all(query[name] is None for name in ("min_price", "max_price", "in_stock", "search")):
-        with db.reading() as conn:
-            if query["category_id"]:
-                return queries.total_of(conn, categories=query["category_id"])
-            return queries.total(conn)
+    if all(query[name] is None for name in ("min_price", "max_price", "in_stock")):
+        if query["search"] is None:
+            with db.reading() as conn:
+                if query["category_id"]:
+                    return queries.total_of(conn, categories=query["category_id"])
+                return queries.total(conn)
+        if filters["ids"] is not None and not query["category_id"]:
+            return len(filters["ids"])
     return counted(filters, query, page, False) if page.number > 1 else None
 
 
@@ -144,16 +147,17 @@ def read(page, query, filters):
 
 
 def few(search):
-    """The ids of the products that have a rare term of one or two letters, else None.
+    """The ids of the products that have a term, where it is rare, else None.
 
-    No trigram index knows such terms, and reading a million products in order to find that three
-    of them have a "q" would cost as much as it sounds.
+    PostgreSQL remembers a hundred texts: of a term that one of them happens to have it guesses that
+    a hundredth of all have it, and would read products in order until it has met enough.
     """
-    if search is None or len(search) > 2:
+    if search is None:
         return None
     with db.reading() as conn:
-        ids = queries.short(conn, search=search)
-    return ids if len(ids) <= 1000 else None
+        ids = (queries.short(conn, search=search) if len(search) < 3
+               else queries.long(conn, pattern=pattern(search)))
+    return ids if len(ids) <= 500 else None
 
 
 def find(product_id):
