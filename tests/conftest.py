@@ -268,14 +268,42 @@ def make_product(client, admin):
     return make
 
 
-class Server:
-    """A real gunicorn with real workers. ``call`` goes over HTTP."""
+class Address:
+    """Whoever answers HTTP at a port. ``call`` asks."""
 
-    def __init__(self, env, folder=ROOT, workers=2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.base = f"http://127.0.0.1:{self.port}"
+    def __init__(self, port):
+        self.port, self.base = port, f"http://127.0.0.1:{port}"
+
+    def call(self, method, path, token=None, json=None, headers=None, data=None, timeout=30):
+        """(status, headers, body bytes, json()) of one request."""
+        if not path.startswith("/"):
+            path = f"/api/v1/{path}"
+        headers = dict(headers or {})
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        if json is not None:
+            data = dumps(json).encode()
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(self.base + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return Answer(response.status, response.headers, response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Server(Address):
+    """A real gunicorn with real workers."""
+
+    def __init__(self, env, folder=ROOT, workers=2, port=None):
+        super().__init__(port or free_port())
         self.log_file = tempfile.NamedTemporaryFile(suffix=".log", delete=False)  # noqa: SIM115
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {
             "WEB_CONCURRENCY": str(workers), "PYTHONUNBUFFERED": "1"} | env
@@ -306,24 +334,6 @@ class Server:
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [pid for pid in map(int, children.read_text().split())
                 if b"gunicorn" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def call(self, method, path, token=None, json=None, headers=None, data=None, timeout=30):
-        """(status, headers, body bytes, json()) of one request."""
-        if not path.startswith("/"):
-            path = f"/api/v1/{path}"
-        headers = dict(headers or {})
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        if json is not None:
-            data = dumps(json).encode()
-            headers["Content-Type"] = "application/json"
-        request = urllib.request.Request(self.base + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return Answer(response.status, response.headers, response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return Answer(error.code, error.headers, error.read())
 
     def stop(self, how=signal.SIGTERM):
         if self.process.poll() is None:

@@ -27,7 +27,7 @@ import redis
 from aiosmtpd.controller import Controller
 
 from db import migrations
-from tests.conftest import PASSWORD, Answer, execute, unique
+from tests.conftest import PASSWORD, Answer, execute, free_port, unique
 from tests.test_limits import Valkey
 from tests.test_outages import Postgres
 
@@ -75,9 +75,7 @@ class Post:
     """A mail server at one port, there or not."""
 
     def __init__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.arrived, self._controller = 0, None
         self.start()
 
@@ -93,12 +91,56 @@ class Post:
         self._controller.stop()
 
 
-class Rig:
+class Shop:
+    """What a load deals with: ``server`` answers HTTP, and ``url`` leads to the books."""
+
+    def __init__(self):
+        self.sales, self.prices = {}, itertools.count(1)
+        self.old = 0  # the last sale that was there before
+
+    def let_in(self):
+        """People to buy, the first of whom is an admin."""
+        self.people = [self._register() for _ in range(3)]
+        execute(self.url, f"UPDATE users SET role = 'admin' WHERE id = {self.people[0]['id']}")
+
+    def _register(self):
+        email = f"{unique('u')}@example.com"
+        answer = self.server.call("POST", "auth/register", json={
+            "email": email, "password": PASSWORD, "name": "Ada"}).json()
+        return {"id": answer["user"]["id"], "email": email, "token": answer["token"]}
+
+    def books(self):
+        """What differs between the sales that were answered and those that are stored."""
+        stored = dict(execute(self.url, "SELECT key, body FROM idempotency_keys"))
+        answered = Counter(sale["id"] for sale in self.sales.values())
+        made = Counter(row[0] for row in execute(
+            self.url, f"SELECT id FROM transactions WHERE id > {self.old}"))
+        found = {
+            "answered, but missing": list(answered - made),
+            "made, but not answered": list(made - answered),
+            "answered otherwise than kept": [
+                key for key, sale in self.sales.items()
+                if json.loads(stored.get(key, "null")) != sale],
+            "totals": execute(self.url, """
+                SELECT t.id FROM transactions t
+                LEFT JOIN transaction_items i ON i.transaction_id = t.id
+                GROUP BY t.id HAVING t.total IS DISTINCT FROM sum(i.amount)"""),
+            "stock": execute(self.url, f"""
+                SELECT p.id FROM products p
+                LEFT JOIN (SELECT product_id, sum(quantity) AS sold FROM transaction_items
+                           GROUP BY 1) i ON i.product_id = p.id
+                WHERE p.stock + coalesce(i.sold, 0) <> {STOCK}"""),
+        }
+        return {what: wrong for what, wrong in found.items() if wrong}
+
+
+class Rig(Shop):
     """The shop and its servers. ``serve(**env)`` starts gunicorn."""
 
     def __init__(self, folder, serve, **env):
+        super().__init__()
         folder.mkdir(mode=0o755)
-        self.folder, self.sales, self.prices = folder, {}, itertools.count(1)
+        self.folder = folder
         self.postgres, self.disk, self.post = Lasting(folder), Disk(folder / "disk"), Post()
         (folder / "v").mkdir()
         self.valkey = Valkey(folder / "v")
@@ -108,8 +150,7 @@ class Rig:
         self.server = serve(**ENV | {
             "DATABASE_URL": self.url, "REDIS_URL": self.valkey.url,
             "SMTP_URL": f"smtp://127.0.0.1:{self.post.port}"} | env)
-        self.people = [self._register() for _ in range(3)]
-        execute(self.url, f"UPDATE users SET role = 'admin' WHERE id = {self.people[0]['id']}")
+        self.let_in()
 
     def _set_up(self):
         if self.disk.mounted:
@@ -126,12 +167,6 @@ class Rig:
         os.chown(folder, owner.st_uid, owner.st_gid)
         return folder
 
-    def _register(self):
-        email = f"{unique('u')}@example.com"
-        answer = self.server.call("POST", "auth/register", json={
-            "email": email, "password": PASSWORD, "name": "Ada"}).json()
-        return {"id": answer["user"]["id"], "email": email, "token": answer["token"]}
-
     def well(self):
         """Whether everything is there again: database, Redis, cache, every worker."""
         try:
@@ -142,28 +177,6 @@ class Rig:
         return [a.status for a in answers] == [200] * 8 and all(
             a.json() == {"status": "ok"} for a in answers[:4]
         ) and answers[-1].headers["X-Cache"] == "hit" and len(self.server.worker_pids) == 2
-
-    def books(self):
-        """What differs between the sales that were answered and those that are stored."""
-        stored = dict(execute(self.url, "SELECT key, body FROM idempotency_keys"))
-        answered = Counter(sale["id"] for sale in self.sales.values())
-        made = Counter(row[0] for row in execute(self.url, "SELECT id FROM transactions"))
-        found = {
-            "answered, but missing": list(answered - made),
-            "made, but not answered": list(made - answered),
-            "answered otherwise than kept": [
-                key for key, sale in self.sales.items() if json.loads(stored[key]) != sale],
-            "totals": execute(self.url, """
-                SELECT t.id FROM transactions t
-                LEFT JOIN transaction_items i ON i.transaction_id = t.id
-                GROUP BY t.id HAVING t.total IS DISTINCT FROM sum(i.amount)"""),
-            "stock": execute(self.url, f"""
-                SELECT p.id FROM products p
-                LEFT JOIN (SELECT product_id, sum(quantity) AS sold FROM transaction_items
-                           GROUP BY 1) i ON i.product_id = p.id
-                WHERE p.stock + coalesce(i.sold, 0) <> {STOCK}"""),
-        }
-        return {what: wrong for what, wrong in found.items() if wrong}
 
     def close(self):
         self.server.stop()
@@ -186,9 +199,12 @@ class Load:
         self.rig, self.over = rig, threading.Event()
         self.seen, self.stale, self.crashed, self.settled = [], [], [], 0
         self.counts, self.kept = Counter(), []  # a few answers of each kind and outcome
-        work = [self.browse, self.browse, self.identify, self.forget, self.edit, self.buy, self.buy]
         self.threads = [threading.Thread(target=self._run, args=(each, n))
-                        for n, each in enumerate(work)]
+                        for n, each in enumerate(self.work())]
+
+    def work(self):
+        """What each of the clients does."""
+        return [self.browse, self.browse, self.identify, self.forget, self.edit, self.buy, self.buy]
 
     def __enter__(self):
         for thread in self.threads:
@@ -300,9 +316,14 @@ dump = json.dumps
 
 
 def outcome_of(answer):
-    """"ok", or the problem's code, which says if it lacks the header that it has to have."""
+    """"ok", or the problem's code, which says if it lacks the header that it has to have.
+
+    Of an answer that a proxy made up by itself it is the status.
+    """
     if answer.status < 400:
         return "ok"
+    if answer.headers.get_content_type() != "application/problem+json":
+        return str(answer.status)
     code = json.loads(answer.body)["code"]
     if answer.status == 503 and int(answer.headers.get("Retry-After", 0)) < 1:
         return f"{code} without Retry-After"
