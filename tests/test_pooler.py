@@ -40,9 +40,10 @@ class Bouncer:
         into = conninfo.conninfo_to_dict(server)
         given = {k: into[k] for k in ("host", "port", "user", "password") if k in into}
         lines = ["[databases]", "* = " + " ".join(f"{k}={v}" for k, v in given.items()),
-                 "[pgbouncer]", "listen_port = 6432", f"unix_socket_dir = {folder}",
-                 "auth_type = any", "max_client_conn = 500"]
-        settings = {"pool_mode": "transaction", "default_pool_size": SERVERS} | settings
+                 "[pgbouncer]", f"unix_socket_dir = {folder}", "auth_type = any",
+                 "max_client_conn = 500"]
+        settings = {"pool_mode": "transaction", "default_pool_size": SERVERS,
+                    "listen_port": 6432} | settings
         lines += [f"{name} = {value}" for name, value in settings.items()]
         config = folder / "pgbouncer.ini"
         config.write_text("\n".join(lines) + "\n")
@@ -51,7 +52,7 @@ class Bouncer:
         with open(folder / "log", "w") as log:
             self.process = subprocess.Popen([PROGRAM, config], stdout=log, stderr=log, **_user())
         end = time.monotonic() + 10
-        while not (folder / ".s.PGSQL.6432").exists():
+        while not (folder / f".s.PGSQL.{settings['listen_port']}").exists():
             assert self.process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end
             time.sleep(0.01)
