@@ -139,6 +139,11 @@ class Found(NamedTuple):
     encoded: bool = False
     busy: bool = False  # another one computes it
 
+    @property
+    def settled(self):
+        """Whether it says the same to everybody: the answer is there, or is kept from all."""
+        return self.entry is not None or self.generation is None
+
 
 class RedisBackend(BaseCache):
     """Entries in Redis. Raises RedisClient.Away while there is none."""
@@ -446,20 +451,28 @@ def fetch(known, encoding=None, found=None):
     it: one of this process, and for a dear answer one of all. What that raises is not kept.
     ``found`` is what the door has looked up already.
     """
-    backend = cache.cache
-    try:
-        found = found or backend.lookup(known, encoding)
-        deadline = time.monotonic() + BUSY_SECONDS
-        while found.busy and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            found = backend.lookup(known, encoding)
-    except RedisClient.Away:
-        found = Found(None)
+    started = time.perf_counter()
+    found = found or look_again(known, encoding, started)
+    while found.busy:
+        time.sleep(POLL_SECONDS)
+        found = look_again(known, encoding, started)
     if found.generation is None:
         return _made(known), False, False
     if known.dear or found.entry is not None:
         return _fetch_dear(known, found, encoding)
     return _fetch_cheap(known, found, encoding)
+
+
+def look_again(known, encoding, started):
+    """The Found of a Known, now. ``busy`` for BUSY_SECONDS from ``started`` on at most, on
+    time.perf_counter's clock: then whoever computes it is taken to have died."""
+    try:
+        found = cache.cache.lookup(known, encoding)
+    except RedisClient.Away:
+        return Found(None)
+    if found.busy and time.perf_counter() - started > BUSY_SECONDS:
+        return found._replace(busy=False)
+    return found
 
 
 def _fetch_dear(known, found, encoding):

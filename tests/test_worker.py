@@ -11,6 +11,7 @@ import time
 
 import psycopg
 import pytest
+from redis import Redis
 
 from blueprints import VERSIONS
 from tests.contract import Contract
@@ -260,6 +261,43 @@ def test_who_gives_way_while_it_sends_takes_nobody_along(serve):
         with Wire(server, GET) as wire:
             assert wire.answer()[0] == 200
     assert server.worker_pids == [pid]
+
+
+def test_who_waits_for_another_to_compute_holds_no_thread(serve, redis_url):
+    """Of a single thread, which is free for whatever doesn't wait."""
+    ask = b"GET /api/v1/products?limit=7 HTTP/1.1\r\nHost: shop\r\n\r\n"
+    server = serve(workers=1, WEB_THREADS="1", REDIS_PREFIX="waits")
+    with Redis.from_url(redis_url) as redis, contextlib.ExitStack() as wires:
+        with Wire(server, ask) as wire:
+            assert wire.answer()[0] == 200
+        entry, = redis.keys("*waits*:entry:*")
+        lock = entry.replace(b":entry:", b":lock:")
+        redis.set(lock, "another node", px=60000)
+        redis.delete(entry)
+        waiting = [wires.enter_context(Wire(server, ask)) for _ in range(5)]
+        with Wire(server, b"GET /api/v1/users/me HTTP/1.1\r\nHost: shop\r\n\r\n") as wire:
+            asked = time.monotonic()
+            assert wire.answer()[0] == 401
+        assert time.monotonic() - asked < 1
+        redis.delete(lock)  # it died: one of them does it
+        answers = [wire.answer() for wire in waiting]
+    assert time.monotonic() - asked < 2
+    assert [status for status, *_ in answers] == [200] * 5
+    assert sorted(headers["X-Cache"] for _, headers, _ in answers) == ["hit"] * 4 + ["miss"]
+
+
+def test_who_computes_is_waited_for_three_seconds(serve, redis_url):
+    ask = b"GET /api/v1/products?limit=8 HTTP/1.1\r\nHost: shop\r\n\r\n"
+    server = serve(workers=1, WEB_THREADS="1", REDIS_PREFIX="patient")
+    with Redis.from_url(redis_url) as redis, Wire(server, ask) as wire:
+        assert wire.answer()[0] == 200
+        entry, = redis.keys("*patient*:entry:*")
+        redis.set(entry.replace(b":entry:", b":lock:"), "another node", px=60000)
+        redis.delete(entry)
+        asked = time.monotonic()
+        wire.send(ask)
+        assert wire.answer()[0] == 200
+        assert 2.9 < time.monotonic() - asked < 4
 
 
 def test_a_worker_counts_on_where_a_dead_one_stopped(serve, tmp_path, settings):

@@ -74,7 +74,23 @@ class Door:
                 counted = [(self._limit.count_here(visit), None) for visit in asking]
             for visit, (count, found) in zip(asking, counted, strict=True):
                 visit.counted, visit.found = count, found
-        answers = [self._answer(visit) for visit in visits]
+        return self._answered(visits, self._make)
+
+    def answers_again(self, visits):
+        """As ``answers``, for those whose answer is being computed by somebody else.
+
+        Where nobody computes it any longer, the first of them is to: the others wait for that one.
+        """
+        seen = {}
+        for visit in visits:
+            place = visit.known.key, compression.choose(visit.accepts)
+            visit.found = seen.get(place) or cache.look_again(
+                visit.known, place[1], visit.started)
+            seen[place] = visit.found if visit.found.settled else visit.found._replace(busy=True)
+        return self._answered(visits, self._kept)
+
+    def _answered(self, visits, make):
+        answers = [self._answer(visit, make) for visit in visits]
         self.log.flush()
         return answers
 
@@ -116,9 +132,9 @@ class Door:
             except Exception as error:
                 return errors.render(errors.problem_of(error), visit.shown_path, visit.id)
 
-    def _answer(self, visit):
+    def _answer(self, visit, make):
         try:
-            made = self._make(visit)
+            made = make(visit)
         except Exception as error:
             return self.refuse(visit, errors.problem_of(error))
         return made and self._finished(visit, *made)
@@ -135,6 +151,9 @@ class Door:
             body = json.dumps(self.ready[visit.path]()).encode()
             return "200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store"),
                               ("Content-Length", str(len(body)))], body
+        return self._kept(visit)
+
+    def _kept(self, visit):
         found = visit.found
         if found and found.entry is not None:
             visit.route = visit.known.route

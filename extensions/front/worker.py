@@ -28,6 +28,7 @@ from gunicorn.http import errors, message, unreader, wsgi
 from gunicorn.http.body import CHUNK_EXT_RE, ChunkedReader
 from gunicorn.workers.gthread import ThreadWorker
 
+from extensions.cache import POLL_SECONDS
 from extensions.http import metrics
 from extensions.http.errors import Problem
 
@@ -206,8 +207,8 @@ class Worker(ThreadWorker):
     def init_process(self):
         # Config looks every setting up by its name, some twenty times a request.
         vars(self.cfg).update({name: s.get() for name, s in self.cfg.settings.items()})
-        self.connections, self.arrived, self.held = {}, [], 0
-        self.looked = self.notified = self.sampled = 0.0
+        self.connections, self.arrived, self.waiting, self.held = {}, [], [], 0
+        self.looked = self.notified = self.sampled = self.asked_again = 0.0
         # Beside clients there are Redis, the database, logs and whatever a view opens.
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -269,10 +270,15 @@ class Worker(ThreadWorker):
         self.watch(conn, selectors.EVENT_READ)
 
     def wait_for_and_dispatch_events(self, timeout):
-        super().wait_for_and_dispatch_events(0 if self.arrived else min(timeout, LOOK_SECONDS))
+        wait = POLL_SECONDS if self.waiting else min(timeout, LOOK_SECONDS)
+        super().wait_for_and_dispatch_events(0 if self.arrived else wait)
         if self.arrived:
             arrived, self.arrived = self.arrived, []
             self.serve(arrived)
+        if self.waiting and time.monotonic() - self.asked_again > POLL_SECONDS:
+            waiting, self.waiting = self.waiting, []
+            self.knock(waiting, self.door.answers_again)
+            self.asked_again = time.monotonic()
 
     @contained
     def ready(self, conn, sock):
@@ -430,17 +436,18 @@ class Worker(ThreadWorker):
 
     def serve(self, arrived):
         """Have requests that arrived together answered, by the door or by the threads."""
-        self.knock([entered for arrival in arrived if (entered := self.enter(*arrival))])
+        self.knock([entered for arrival in arrived if (entered := self.enter(*arrival))],
+                   self.door.answers)
 
-    def knock(self, asked):
+    def knock(self, asked, door):
         if not asked:
             return
         try:
-            answers = self.door.answers([visit for visit, *_ in asked])
+            answers = door([visit for visit, *_ in asked])
         except Exception:
             if len(asked) > 1:  # nobody shall suffer for another's request
                 for one in asked:
-                    self.knock([one])
+                    self.knock([one], door)
                 return
             self.log.exception("Error at the door")
             self.drop(asked[0][1])
@@ -480,6 +487,10 @@ class Worker(ThreadWorker):
     @contained
     def answer(self, conn, visit, request, response, answer):
         if answer is None:
+            if visit.found and visit.found.busy:
+                # In a thread it could keep out the very request that it waits for.
+                self.waiting.append((visit, conn, request, response))
+                return
             self.tpool.submit(self.work, time.perf_counter(), visit, conn, request, response)
             return
         status, headers, body = answer
