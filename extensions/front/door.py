@@ -50,7 +50,10 @@ class Door:
         visit = self.visit(environ)
         answer, = self.answers([visit])
         if answer is None:
-            return self.ask(visit, start_response)
+            try:
+                return self.ask(visit, start_response)
+            finally:
+                self.log.flush()
         status, sent, body = answer
         start_response(status, sent)
         return [body]
@@ -99,11 +102,13 @@ class Door:
         return self._finished(visit, *errors.render(problem, visit.shown_path, visit.id))
 
     def ask(self, visit, start_response):
-        """The answer of whoever has to make it, as WSGI has it: this may take its time."""
+        """The answer of whoever has to make it, as WSGI has it: this may take its time.
+
+        The line of the log waits for the caller's ``log.flush()``.
+        """
         find = self._way(visit)
         if find:
             answer = self._finished(visit, *self._found(visit, find))
-            self.log.flush()
             start_response(*answer[:2])
             return [answer[2]]
 
@@ -111,7 +116,6 @@ class Door:
             if has_request_context() and request.url_rule:
                 visit.route = request.url_rule.rule
             self._finish(visit, status, sent)
-            self.log.flush()
             return start_response(status, sent, exc_info)
         return self._flask(visit.environ, start)
 

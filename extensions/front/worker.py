@@ -208,6 +208,7 @@ class Worker(ThreadWorker):
         # Config looks every setting up by its name, some twenty times a request.
         vars(self.cfg).update({name: s.get() for name, s in self.cfg.settings.items()})
         self.connections, self.arrived, self.waiting, self.held = {}, [], [], 0
+        self.working = set()  # the connections that threads have
         self.looked = self.notified = self.sampled = self.asked_again = 0.0
         # Beside clients there are Redis, the database, logs and whatever a view opens.
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -272,6 +273,7 @@ class Worker(ThreadWorker):
     def wait_for_and_dispatch_events(self, timeout):
         wait = POLL_SECONDS if self.waiting else min(timeout, LOOK_SECONDS)
         super().wait_for_and_dispatch_events(0 if self.arrived else wait)
+        self.door.log.flush()
         if self.arrived:
             arrived, self.arrived = self.arrived, []
             self.serve(arrived)
@@ -491,6 +493,7 @@ class Worker(ThreadWorker):
                 # In a thread it could keep out the very request that it waits for.
                 self.waiting.append((visit, conn, request, response))
                 return
+            self.working.add(conn)
             self.tpool.submit(self.work, time.perf_counter(), visit, conn, request, response)
             return
         status, headers, body = answer
@@ -524,6 +527,9 @@ class Worker(ThreadWorker):
             conn.closes = True
         if conn.sock.gettimeout():
             conn.sock.settimeout(None)  # or the loop would wait, too
+        self.working.discard(conn)
+        if not self.working:  # else the next to be done writes this line, too, or the loop does
+            self.door.log.flush()
         if not self.send(conn, data) or conn.closes:
             self.method_queue.defer(self.finish, conn, b"")
             return

@@ -182,6 +182,8 @@ class Access:
             f'{trace}}}\n')
 
     def flush(self):
+        if not self._lines:
+            return
         lines = []
         with contextlib.suppress(IndexError):  # of threads that flush at once each line has one
             while True:
