@@ -1,4 +1,6 @@
 """Guessing passwords: after five failures for an account from an address, each try has to wait."""
+import pathlib
+import resource
 import statistics
 import time
 from collections import Counter
@@ -118,6 +120,26 @@ def test_of_30_guesses_at_once_at_most_five_are_checked(server, user):
 
     with ThreadPoolExecutor(30) as threads:
         assert Counter(threads.map(guess, range(30))) == {401: 5, 429: 25}
+
+
+def test_many_logins_at_once_take_the_memory_of_one(serve, user):
+    """Each hash takes 19 MiB; a thread that hashed would keep them."""
+    server = serve(workers=1)
+    pid, = server.worker_pids
+    assert server.call("POST", "/api/v1/auth/login", json={
+        "email": user.email, "password": PASSWORD}).status == 200
+    before = resident(pid)
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: server.call("POST", "/api/v1/auth/login", json={
+            "email": f"{unique()}@example.com", "password": "a wrong guess"}).status,
+            range(32))) == {401}
+    assert resident(pid) < before + 38 * 2**20
+
+
+def resident(pid):
+    """The bytes that a process has in memory."""
+    pages = pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def test_the_wait_holds_while_redis_is_dead(make_app, make_client, user, tmp_path):
