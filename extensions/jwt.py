@@ -21,6 +21,7 @@ from extensions.http.visit import visit
 
 ALGORITHM = "HS256"
 ISSUER = AUDIENCE = "shopfront"
+LEEWAY_SECONDS = 60  # by which the clock of the node that made a token may be ahead
 REQUIRED = ["exp", "iat", "nbf", "iss", "aud", "sub", "jti", "type", "sid"]
 
 queries = db.load("auth")
@@ -90,7 +91,7 @@ def _verified(token, kind, keys):
     try:
         claims = pyjwt.decode(
             token, key, algorithms=[ALGORITHM], issuer=ISSUER, audience=AUDIENCE,
-            options={"require": REQUIRED},
+            leeway=LEEWAY_SECONDS, options={"require": REQUIRED},
         )
         if claims["type"] != kind:
             raise Problem("authentication_required", f"This is not a token for {kind}.")

@@ -143,6 +143,20 @@ def test_a_refresh_token_without_a_sound_generation_is_refused(client, generatio
     refused(client.post("auth/refresh", json={"refresh_token": token}))
 
 
+def test_a_token_of_a_node_whose_clock_is_ahead_holds(client, person):
+    """By up to a minute (RFC 7519, 4.1.5)."""
+    soon = int(time.time()) + 50
+    claims = altered(claims_of(person.token), iat=soon, nbf=soon)
+    assert client.get("users/me", token=claims).status_code == 200
+    late = altered(claims_of(person.token), iat=soon + 20, nbf=soon + 20)
+    refused(client.get("users/me", token=late))
+
+
+def test_a_token_ends_to_the_second(client, person):
+    past = altered(claims_of(person.token), exp=int(time.time()) - 1)
+    assert refused(client.get("users/me", token=past)) == "token_expired"
+
+
 def test_a_token_ends_with_its_time(client, person):
     expired = altered(claims_of(person.token), exp=LONG_AGO)
     response = client.get("users/me", token=expired)
