@@ -2,9 +2,6 @@
 
 A Rig is a shop of real processes: gunicorn, PostgreSQL, Valkey, a mail server. FAULTS is the table
 of what may happen to it. ``strike`` has one of them happen under load and tells what clients saw.
-
-The clock is no row of it: a step would hit every process of the machine, and PostgreSQL, Redis and
-Python each read their own.
 """
 import contextlib
 import http.client
@@ -21,6 +18,7 @@ import time
 from collections import Counter, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 import psycopg
 import redis
@@ -37,6 +35,7 @@ HANG = 15  # seconds after which a client gives a request up for lost
 PAUSE = 0.02  # between a client's requests
 QUIET = 0.5  # for so long nothing fails once a fault is over
 DISK = "96m"
+HOUR = 3600
 ENV = {"STATEMENT_TIMEOUT_MS": "500", "LOG_LEVEL": "ERROR", "POOL_MAX_SIZE": "8",
        "CACHE_TTL": "3600", "ACCESS_TOKEN_MINUTES": "1440"}
 
@@ -69,6 +68,44 @@ class Disk:
     def close(self):
         if self.mounted:
             subprocess.run(["umount", "-l", self.folder], check=True)
+
+
+class Clock:
+    """The time of day that gunicorn's workers see; everybody else's goes on, as the seconds do."""
+
+    STEPS = """
+import datetime, os, pathlib, threading, time, time_machine
+
+def follow():
+    travel, last = None, 0
+    while True:
+        ahead = int(pathlib.Path(__file__).with_name("ahead").read_text() or 0)
+        if ahead != last:
+            if travel:
+                travel.stop()
+            there = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead)
+            travel, last = time_machine.travel(there), ahead
+            travel.start()
+        time.sleep(0.05)
+
+def begin():
+    threading.Thread(target=follow, daemon=True).start()
+
+os.register_at_fork(after_in_child=begin)
+"""
+
+    def __init__(self, folder):
+        self.folder = folder / "clock"
+        self.folder.mkdir()
+        (self.folder / "sitecustomize.py").write_text(self.STEPS)
+        self.step(0)
+
+    @property
+    def env(self):
+        return {"PYTHONPATH": str(self.folder)}
+
+    def step(self, seconds):
+        (self.folder / "ahead").write_text(str(seconds))
 
 
 class Post:
@@ -142,6 +179,7 @@ class Rig(Shop):
         folder.mkdir(mode=0o755)
         self.folder = folder
         self.postgres, self.disk, self.post = Lasting(folder), Disk(folder / "disk"), Post()
+        self.clock = Clock(folder)
         (folder / "v").mkdir()
         self.valkey = Valkey(folder / "v")
         self.memory = redis.Redis.from_url(self.valkey.url)
@@ -149,7 +187,7 @@ class Rig(Shop):
         self._set_up()
         self.server = serve(**ENV | {
             "DATABASE_URL": self.url, "REDIS_URL": self.valkey.url,
-            "SMTP_URL": f"smtp://127.0.0.1:{self.post.port}"} | env)
+            "SMTP_URL": f"smtp://127.0.0.1:{self.post.port}"} | self.clock.env | env)
         self.let_in()
 
     def _set_up(self):
@@ -439,6 +477,12 @@ def others_in(rig, load):
     return gone > 0
 
 
+def off(rig, load):
+    """Whether the server's clock is far from ours."""
+    date = rig.server.call("GET", "/health").headers["Date"]
+    return abs(parsedate_to_datetime(date).timestamp() - time.time()) > HOUR / 2
+
+
 def mails_wait(rig, load):
     return execute(rig.url, "SELECT count(*) FROM mails WHERE attempts > 0") > [(0,)]
 
@@ -474,6 +518,8 @@ FAULTS = [
           lambda rig: rig.memory.config_set("maxclients", 10000)),
     Fault("mail server dead", lambda rig: rig.post.stop(), deliver, felt=mails_wait),
     Fault("a worker killed", kill_a_worker, seen=("broken", "request_in_progress"), felt=at_once),
+    Fault("the clock stepped", lambda rig: rig.clock.step(HOUR), lambda rig: rig.clock.step(0),
+          felt=off),
     Fault("file descriptors used up", crowd, disperse, ("broken", "unavailable"),
           answer=5, felt=others_in),
 ]
