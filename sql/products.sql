@@ -1,17 +1,7 @@
 -- The row numbers are found by an index alone, where the filters let it, and only the page's own
 -- rows are read: that is what a far page costs less by. A subquery for each keeps their order.
 -- name: page :column replan
-SELECT (
-    SELECT row_to_json(r)::text
-    FROM (
-        SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock,
-               p.category_id,
-               (SELECT name FROM categories WHERE id = p.category_id) AS category_name,
-               p.created_at, p.updated_at
-        FROM products p
-        WHERE p.id = k.id
-    ) r
-)
+SELECT (SELECT row_to_json(v)::text FROM products_v1 v WHERE v.id = k.id)
 FROM (
     SELECT p.id
     FROM products p
@@ -53,17 +43,7 @@ FROM (
 -- them: PostgreSQL reads the parts of a UNION ALL in turn and stops at the limit, so that a word
 -- which is everywhere costs no more than the page. `after_rank` and `after_name` go with a cursor.
 -- name: relevant :many replan
-SELECT k.rank, (
-    SELECT row_to_json(r)::text
-    FROM (
-        SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock,
-               p.category_id,
-               (SELECT name FROM categories WHERE id = p.category_id) AS category_name,
-               p.created_at, p.updated_at
-        FROM products p
-        WHERE p.id = k.id
-    ) r
-) AS json
+SELECT k.rank, (SELECT row_to_json(v)::text FROM products_v1 v WHERE v.id = k.id) AS json
 FROM (
     (SELECT 1 AS rank, p.id
      FROM products p
@@ -108,21 +88,45 @@ FROM (
     LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
 ) k
 
--- The products that have a term, or more than five hundred of them: then it is common, and reading
--- in order meets it soon. No trigram index knows terms of one or two letters.
--- name: short :column replan
+-- How many products have a term, up to 501: then it is common, and reading in order meets it soon.
+-- And id and rank of those that the filters let pass, the most relevant first, as above.
+-- No trigram index knows terms of one or two letters.
+-- name: matches :one replan
 -- index: products_grams_idx
-SELECT id
-FROM products
-WHERE retired_at IS NULL AND short_grams(search_text) @> ARRAY[lower(%(search)s::text)]
-LIMIT 501
+SELECT count(*) AS found,
+       coalesce(array_agg(ARRAY[k.id, k.rank]
+                          ORDER BY k.rank, CASE WHEN k.rank = 1 THEN k.name END COLLATE "C",
+                                   CASE WHEN k.rank > 1 THEN -k.id END, k.id)
+                FILTER (WHERE k.fits), '{}') AS ranked
+FROM (
+    SELECT (m.p).id, lower((m.p).name) AS name,
+           product_fits(m.p, %(category)s::bigint, %(categories)s::bigint[],
+                        %(min_price)s::numeric, %(max_price)s::numeric,
+                        %(in_stock)s::boolean, NULL) AS fits,
+           CASE WHEN lower((m.p).name) LIKE lower(%(pattern)s::text) || '%' THEN 1
+                WHEN length(%(search)s::text) > 2
+                     AND lower((m.p).name) LIKE '%' || lower(%(pattern)s::text) || '%' THEN 2
+                ELSE 3 END AS rank
+    FROM (
+        (SELECT p
+         FROM products p
+         WHERE p.retired_at IS NULL AND length(%(search)s::text) > 2
+           AND p.search_text LIKE '%' || lower(%(pattern)s::text) || '%'
+         LIMIT 501)
+        UNION ALL
+        (SELECT p
+         FROM products p
+         WHERE p.retired_at IS NULL AND length(%(search)s::text) < 3
+           AND short_grams(p.search_text) @> ARRAY[lower(%(search)s::text)]
+         LIMIT 501)
+    ) m
+) k
 
--- name: long :column replan
--- index: products_search_idx
-SELECT id
-FROM products
-WHERE retired_at IS NULL AND search_text LIKE '%' || lower(%(pattern)s::text) || '%'
-LIMIT 501
+-- name: listed :column
+-- index: products_pkey
+SELECT (SELECT row_to_json(v)::text FROM products_v1 v WHERE v.id = k.id)
+FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY k (id, place)
+ORDER BY k.place
 
 -- name: total :value
 SELECT coalesce(sum(products), 0)::bigint
@@ -144,11 +148,9 @@ WHERE p.retired_at IS NULL
 
 -- name: get :json
 -- index: products_pkey
-SELECT p.id, p.sku, p.name, p.description, p.price::text AS price, p.stock, p.category_id,
-       c.name AS category_name, p.created_at, p.updated_at
-FROM products p
-LEFT JOIN categories c ON c.id = p.category_id
-WHERE p.id = %(id)s::bigint AND p.retired_at IS NULL
+SELECT id, sku, name, description, price, stock, category_id, category_name, created_at, updated_at
+FROM products_v1
+WHERE id = %(id)s::bigint
 
 -- name: lock :one
 -- index: products_pkey

@@ -1,5 +1,6 @@
 """Every way to ask for products is answered by an index, on a shop large enough to mind."""
 import itertools
+import re
 
 import psycopg
 import pytest
@@ -74,8 +75,11 @@ def test_no_page_by_relevance_reads_the_table_through(conn, term):
 
 
 @pytest.mark.xdist_group("plans")
-def test_a_rare_pair_is_found_by_its_own_index(conn):
-    assert "products_grams_idx" in plan(conn, db.load("products").short, search="qz")
+@pytest.mark.parametrize(("term", "index"), [
+    ("qz", "products_grams_idx"), ("COF-000A", "products_search_idx")])
+def test_a_rare_term_is_found_by_one_index_once(conn, term, index):
+    found = plan(conn, db.load("products").matches, **EMPTY | {"search": term, "pattern": term})
+    assert re.findall(r"Scan on (\w+)", found) == ["products", index]
 
 
 @pytest.mark.xdist_group("plans")

@@ -89,14 +89,16 @@ def list_page(page, query):
         "category": categories[0] if len(categories) == 1 else None,
         "categories": categories if len(categories) > 1 else None,
         "min_price": query["min_price"], "max_price": query["max_price"],
-        "in_stock": query["in_stock"], "pattern": pattern(query["search"]),
-        "ids": few(query["search"]),
+        "in_stock": query["in_stock"], "pattern": pattern(query["search"]), "ids": None,
     }
+    ranked = rare(query["search"], filters)
+    if ranked is not None:
+        filters["ids"] = [product_id for product_id, _ in ranked]
     total = first_total(page, query, filters)
     if total is not None and page.offset >= total:
         rows, key = [], None  # behind the end: there is nothing to walk to
     else:
-        rows, key = read(page, query, filters)
+        rows, key = read(page, query, filters, ranked)
     if query["count"] == "none":
         total = None
     elif total is None:
@@ -108,14 +110,13 @@ def first_total(page, query, filters):
     """The list's size where it has to be known, or costs nothing, before its rows are read."""
     if page.number is None or (page.number == 1 and query["count"] == "none"):
         return None
-    if all(query[name] is None for name in ("min_price", "max_price", "in_stock")):
-        if query["search"] is None:
-            with db.reading() as conn:
-                if query["category_id"]:
-                    return queries.total_of(conn, categories=query["category_id"])
-                return queries.total(conn)
-        if filters["ids"] is not None and not query["category_id"]:
-            return len(filters["ids"])
+    if filters["ids"] is not None:
+        return len(filters["ids"])
+    if all(query[name] is None for name in ("min_price", "max_price", "in_stock", "search")):
+        with db.reading() as conn:
+            if query["category_id"]:
+                return queries.total_of(conn, categories=query["category_id"])
+            return queries.total(conn)
     return counted(filters, query, page, False) if page.number > 1 else None
 
 
@@ -132,11 +133,16 @@ def counted(filters, query, page, estimate):
     return page.kept_total("products", groups, ask)
 
 
-def read(page, query, filters):
+def read(page, query, filters, ranked):
     """(rows as JSON, what their cursor is made of) of a page."""
     with db.reading() as conn:
         if query["sort"] != "relevance":
             return queries.page(conn, **filters, **page.window()), None
+        if ranked is not None and page.after is None:
+            shown = ranked[page.offset:page.offset + page.limit + 1]
+            rank = shown[:page.limit][-1][1] if shown else None
+            return (queries.listed(conn, ids=[product_id for product_id, _ in shown]),
+                    lambda row: [rank, row["name"]])
         after_rank, after_name = page.after or (None, None)
         found = queries.relevant(
             conn, **filters, **page.window(), search=query["search"], after_rank=after_rank,
@@ -146,18 +152,18 @@ def read(page, query, filters):
     return [row["json"] for row in found], lambda row: [last["rank"], row["name"]]
 
 
-def few(search):
-    """The ids of the products that have a term, where it is rare, else None.
+def rare(search, filters):
+    """[[id, rank]] of the products that have a rare term and pass the filters, best first.
 
-    PostgreSQL remembers a hundred texts: of a term that one of them happens to have it guesses that
-    a hundredth of all have it, and would read products in order until it has met enough.
+    None where there is no term, or a common one. PostgreSQL remembers a hundred texts: of a term
+    that one of them happens to have it guesses that a hundredth of all have it, and would read
+    products in order until it has met enough.
     """
     if search is None:
         return None
     with db.reading() as conn:
-        ids = (queries.short(conn, search=search) if len(search) < 3
-               else queries.long(conn, pattern=pattern(search)))
-    return ids if len(ids) <= 500 else None
+        matches = queries.matches(conn, search=search, **filters)
+    return matches["ranked"] if matches["found"] <= 500 else None
 
 
 def find(product_id):
