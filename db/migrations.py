@@ -14,12 +14,13 @@ import contextlib
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
-from db.pool import Sessionless
+from db.pool import Connection, Sessionless
 from db.queries import FOLDER
 
 LOCK = 0x53484F50  # "SHOP"
@@ -45,7 +46,7 @@ class Migration:
     checksum: str
 
 
-def files():
+def files() -> list[Migration]:
     """Every migration on disk, in order."""
     found = []
     for path in sorted(MIGRATIONS.glob("*.sql")):
@@ -67,7 +68,7 @@ def files():
     return found
 
 
-def connect(url, lock_seconds=60):
+def connect(url: str, lock_seconds: int = 60) -> Sessionless:
     """A connection of its own: a migration must not be ended by a request's time-outs."""
     return Sessionless.connect(
         url, autocommit=True, connect_timeout=10, application_name="shopfront",
@@ -77,7 +78,7 @@ def connect(url, lock_seconds=60):
     )
 
 
-def applied(conn):
+def applied(conn: Connection) -> dict[int, tuple[str, str]]:
     """{version: (name, checksum)} of what the database has seen."""
     if not _remembers(conn):
         return {}
@@ -86,10 +87,10 @@ def applied(conn):
 
 
 def _remembers(conn):
-    return conn.execute("SELECT to_regclass('schema_migrations')").fetchone()[0] is not None
+    return conn.execute("SELECT to_regclass('schema_migrations')").fetchone() != (None,)
 
 
-def check(known, seen):
+def check(known: list[Migration], seen: dict[int, tuple[str, str]]) -> None:
     """Raise unless what was applied is a beginning of what is on disk, unedited."""
     by_version = {m.version: m for m in known}
     for version, (name, checksum) in seen.items():
@@ -108,14 +109,14 @@ def check(known, seen):
             )
 
 
-def new(conn):
+def new(conn: Connection) -> list[Migration]:
     """The migrations that are to be applied. Raises MigrationError where the files don't fit."""
     known, seen = files(), applied(conn)
     check(known, seen)
     return [m for m in known if m.version not in seen]
 
 
-def upgrade(url, report=lambda text: None):
+def upgrade(url: str, report: Callable[[str], None] = lambda text: None) -> int:
     """Apply what is new. Returns how many. Safe to call from any number of processes at once."""
     with _alone(url), connect(url, LOCK_SECONDS) as conn:
         if not _remembers(conn):
@@ -132,7 +133,7 @@ def upgrade(url, report=lambda text: None):
         return len(todo)
 
 
-def downgrade(url, steps=1, report=lambda text: None):
+def downgrade(url: str, steps: int = 1, report: Callable[[str], None] = lambda text: None) -> int:
     """Take the last ``steps`` migrations back. Returns how many were."""
     known = files()
     with _alone(url), connect(url, LOCK_SECONDS) as conn:
@@ -163,7 +164,7 @@ def _alone(url):
         while True:
             with conn.transaction():
                 asking.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
-                if asking.fetchone()[0]:
+                if asking.fetchone() == (True,):
                     yield
                     return
             time.sleep(0.05)
@@ -207,7 +208,7 @@ def _step_by_step(conn, text, remember):
     conn.execute(*remember)
 
 
-def grant(url, role):
+def grant(url: str, role: str) -> None:
     """Let a role read and write rows, of later tables as well, and nothing else.
 
     It is the one that the API runs as; who calls this owns the schema. Raises MigrationError where
@@ -233,7 +234,7 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO {role}
 """
 
 
-def reset(url):
+def reset(url: str) -> None:
     """Drop what is there, then build the schema anew."""
     with connect(url) as conn:
         conn.execute("DROP SCHEMA public CASCADE")

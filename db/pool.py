@@ -6,10 +6,13 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from flask import g, has_request_context
+from psycopg.abc import Buffer, Params
 from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolClosed
@@ -20,6 +23,13 @@ CONNECT_SECONDS = 2
 # a list of one product is shorter than it guesses; that took longer than the sale.
 BEGIN = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan"
 GRACE_SECONDS = 1.0  # what a statement may take beyond its time-out before its socket is cut
+Step = Callable[[bool], None]  # called behind a block: with whether its outcome is known
+
+
+class Connection(psycopg.Connection):
+    """psycopg's, with what is to be called behind its block."""
+
+    after: list[Step]
 
 
 class Database:
@@ -30,16 +40,18 @@ class Database:
     With ``sessionless`` none relies on a session: for a pooler in transaction mode.
     """
 
-    def __init__(self, url, size, statement_timeout_ms, sessionless=False):
+    def __init__(self, url: str | Callable[[], str], size: int, statement_timeout_ms: int,
+                 sessionless: bool = False) -> None:
         self._url, self._size, self._timeout_ms = url, size, statement_timeout_ms
         self._sessionless = sessionless
-        self._pool = self._pid = None
+        self._pool: ConnectionPool[Connection] | None = None
+        self._pid: int | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._deadlines = {}
+        self._deadlines: dict[Connection, float] = {}
 
     @contextlib.contextmanager
-    def reading(self):
+    def reading(self) -> Iterator[Connection]:
         """A connection on which every statement stands alone: for one SELECT, with no BEGIN."""
         pool = self._open()
         conn = pool.getconn(timeout=CHECKOUT_SECONDS)
@@ -52,7 +64,7 @@ class Database:
             pool.putconn(conn)
 
     @contextlib.contextmanager
-    def connection(self):
+    def connection(self) -> Iterator[Connection]:
         """A connection whose ``with`` block is all or nothing: stored at its end, or undone.
 
         What the block appends to ``conn.after`` is called behind its end, with whether the outcome
@@ -60,7 +72,7 @@ class Database:
         """
         with aftermath() as after, self.reading() as conn:
             conn.after = after
-            if self._sessionless:
+            if isinstance(conn, Sessionless):
                 conn.begin()
             else:
                 conn.execute(BEGIN, prepare=False)
@@ -75,10 +87,10 @@ class Database:
             conn.commit()
 
     @contextlib.contextmanager
-    def snapshot(self):
+    def snapshot(self) -> Iterator[Connection]:
         """A connection whose ``with`` block reads one state of the database, by COPY as well."""
         with self.reading() as conn:
-            begin = conn.begin if self._sessionless else conn.execute
+            begin = conn.begin if isinstance(conn, Sessionless) else conn.execute
             begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
                 yield conn
@@ -88,16 +100,16 @@ class Database:
                 else:
                     conn.close()  # which ends a COPY that nobody reads to its end
 
-    def without_timeout(self):
+    def without_timeout(self) -> "Database":
         """A second, single-connection pool to the same database, for slow work."""
         return Database(self._url, 1, 0, self._sessionless)
 
-    def drain(self):
+    def drain(self) -> None:
         """Replace every idle connection: the server they lead to is gone."""
         if self._pool is not None:
             self._pool.drain()
 
-    def close(self):
+    def close(self) -> None:
         """Give every connection back, for good: whoever asks afterwards gets PoolClosed."""
         with self._lock:
             self._closed = True
@@ -105,18 +117,18 @@ class Database:
                 self._pool.close()
             self._pool = None
 
-    def stats(self):
+    def stats(self) -> dict[str, int]:
         """psycopg_pool's own counters, empty before the first use."""
         return self._pool.get_stats() if self._pool is not None else {}
 
-    def _open(self):
+    def _open(self) -> ConnectionPool[Connection]:
         if self._pool is not None and self._pid == os.getpid():
             return self._pool
         with self._lock:
             if self._closed:
                 raise PoolClosed("the database is closed")
             if self._pool is None or self._pid != os.getpid():
-                kind = Sessionless if self._sessionless else psycopg.Connection
+                kind = Sessionless if self._sessionless else Connection
                 self._pool = ConnectionPool(
                     self._url() if callable(self._url) else self._url, connection_class=kind,
                     min_size=0, max_size=self._size, max_idle=120, max_lifetime=3600,
@@ -142,7 +154,7 @@ class Database:
             time.sleep(0.25)
             now = time.monotonic()
             for conn, deadline in list(self._deadlines.items()):
-                if now > deadline and self._deadlines.pop(conn, None):
+                if now > deadline and self._deadlines.pop(conn, 0):
                     with contextlib.suppress(OSError, psycopg.Error):
                         handle = socket.socket(fileno=os.dup(conn.fileno()))
                         with handle:
@@ -150,12 +162,13 @@ class Database:
 
 
 @contextlib.contextmanager
-def aftermath():
+def aftermath() -> Iterator[list[Step]]:
     """A list, whose functions are called behind the block: with whether its outcome is known.
 
     Of a connection that is lost during COMMIT it isn't.
     """
-    after, known = [], True
+    after: list[Step] = []
+    known = True
     try:
         yield after
     except psycopg.Error as error:
@@ -166,7 +179,7 @@ def aftermath():
             step(known)
 
 
-class Sessionless(psycopg.Connection):
+class Sessionless(Connection):
     """A connection that relies on nothing of its session, since a pooler may change that.
 
     Its settings come along with each transaction, and with each statement that stands alone, in
@@ -174,8 +187,12 @@ class Sessionless(psycopg.Connection):
     is run by a plain ``psycopg.Cursor``, under the server's own settings.
     """
 
+    settings: str
+
     @classmethod
-    def connect(cls, conninfo="", *, settings, **kwargs):
+    def connect(  # type: ignore[override] # what it sets itself nobody else is to
+        cls, conninfo: str = "", *, settings: dict, **kwargs: Any
+    ) -> "Sessionless":
         """Connect; ``settings`` are ``{name: value}`` of PostgreSQL's own."""
         conn = super().connect(conninfo, options="", prepare_threshold=None,
                                cursor_factory=Bringer, **kwargs)
@@ -184,19 +201,20 @@ class Sessionless(psycopg.Connection):
         conn.adapters.register_loader("timestamptz", UtcLoader)
         return conn
 
-    def bring_settings(self):
+    def bring_settings(self) -> None:
         """Set them until the transaction ends."""
         psycopg.Cursor(self).execute(
             "SELECT set_config(key, value, true) FROM json_each_text(%s::json)", [self.settings]
         )
 
-    def begin(self, statement="BEGIN"):
+    def begin(self, statement: str = "BEGIN") -> None:
         with self.pipeline():
             psycopg.Cursor(self).execute(statement)
             self.bring_settings()
 
     @contextlib.contextmanager
-    def transaction(self, savepoint_name=None, force_rollback=False):
+    def transaction(self, savepoint_name: str | None = None,
+                    force_rollback: bool = False) -> Iterator[Any]:
         if self.pgconn.transaction_status != TransactionStatus.IDLE:
             with super().transaction(savepoint_name, force_rollback) as savepoint:
                 yield savepoint
@@ -217,8 +235,8 @@ class Sessionless(psycopg.Connection):
 class Bringer(psycopg.Cursor):
     """The cursor of a Sessionless connection."""
 
-    def execute(self, query, params=None, **kwargs):
-        conn = self.connection
+    def execute(self, query: Any, params: Params | None = None, **kwargs: Any) -> "Bringer":
+        conn: Any = self.connection  # a Sessionless
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             return super().execute(query, params, **kwargs)
         # Up to the pipeline's end, all that is sent is one transaction.
@@ -230,11 +248,11 @@ class Bringer(psycopg.Cursor):
 class UtcLoader(Loader):
     """timestamptz out of its text in ISO style and UTC."""
 
-    def load(self, data):
+    def load(self, data: Buffer) -> datetime:
         return datetime.fromisoformat(bytes(data).decode())
 
 
-def connect_options(statement_timeout_ms=0, sessionless=False):
+def connect_options(statement_timeout_ms: int = 0, sessionless: bool = False) -> dict[str, Any]:
     """Keyword arguments for connecting that every connection of the shop wants."""
     settings = {
         "timezone": "UTC", "datestyle": "ISO", "jit": "off", "lock_timeout": "5s",
@@ -252,7 +270,7 @@ class PoolerError(Exception):
     """There is a pooler between us and PostgreSQL that nobody has told us of."""
 
 
-def refuse_pooler(name, url):
+def refuse_pooler(name: str, url: str) -> None:
     """Raise PoolerError unless a connection to ``url``, the setting ``name``, keeps its session.
 
     A session is marked as it is opened: a pooler drops the mark, or shows it to somebody else.
@@ -278,7 +296,7 @@ def _marked_session(url, mark):
     return psycopg.connect(url, autocommit=True, **kwargs)
 
 
-def lost(error):
+def lost(error: BaseException) -> bool:
     """Whether an error means that the connection is gone, not that the statement was wrong."""
     if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False

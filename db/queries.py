@@ -26,8 +26,11 @@ import pathlib
 import re
 import time
 from types import SimpleNamespace
+from typing import Any
 
 from psycopg.rows import dict_row
+
+from db.pool import Connection
 
 SLOW_SECONDS = 0.5
 log = logging.getLogger("shopfront.sql")
@@ -45,7 +48,8 @@ _WRAP = {"json": _JSON, "rows": _JSON, "ndjson": _NDJSON,
 class Query:
     """One named query. Call it with a connection and the named parameters."""
 
-    def __init__(self, name, shape, replan, sql, patient=False):
+    def __init__(self, name: str, shape: str, replan: str | None, sql: str,
+                 patient: bool = False) -> None:
         self.name, self.shape = name, shape
         self._slow = math.inf if patient else SLOW_SECONDS
         self.prepare = False if replan else None
@@ -57,13 +61,13 @@ class Query:
         self.index = re.findall(r"^-- index: (\w+)", sql, re.M)
         self._fetch = getattr(self, f"_{shape}")
 
-    def __call__(self, conn, **params):
+    def __call__(self, conn: Connection, **params: object) -> Any:
         return self._fetch(conn, params)
 
-    def estimate(self, conn, **params):
+    def estimate(self, conn: Connection, **params: object) -> int:
         """How many rows PostgreSQL guesses that a ``SELECT count(*)`` would count."""
         explain = f"EXPLAIN (FORMAT JSON) {self._escaped}"
-        node = conn.execute(explain, params, prepare=False).fetchone()[0][0]["Plan"]
+        node = conn.execute(explain, params, prepare=False).fetchall()[0][0][0]["Plan"]
         while node["Node Type"] in ("Aggregate", "Gather", "Gather Merge"):
             node = node["Plans"][0]
         return int(node["Plan Rows"])
@@ -98,7 +102,7 @@ class Query:
     _json, _column, _csv, _ndjson = _value, _rows, _copy, _copy
 
 
-def load(name, patient=False):
+def load(name: str, patient: bool = False) -> SimpleNamespace:
     """The queries of ``sql/<name>.sql``, as attributes of one object.
 
     ``patient`` where they may take their time, and are not named in the log for it.

@@ -1,4 +1,5 @@
 """A demo shop of any size."""
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import psycopg
@@ -20,7 +21,8 @@ class NotEmpty(Exception):
     """There is a shop already."""
 
 
-def seed(url, sizes, progress=lambda name, done, size: None):
+def seed(url: str, sizes: dict[str, int],
+         progress: Callable[[str, int, int], None] = lambda name, done, size: None) -> None:
     """Fill an empty shop with ``{users, products, transactions}``, all or nothing.
 
     Beside user1@example.com … there is admin@example.com; everybody's password is PASSWORD.
