@@ -2,6 +2,7 @@
 import re
 import unicodedata
 from decimal import Decimal
+from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
@@ -15,7 +16,7 @@ CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 class Whole(fields.Integer):
     """A whole number within bounds. JSON must bring a number, a query string digits."""
 
-    def __init__(self, low, high, **kwargs):
+    def __init__(self, low: int, high: int, **kwargs: Any) -> None:
         super().__init__(strict=True, validate=validate.Range(low, high), **kwargs)
 
     def _validated(self, value):
@@ -40,7 +41,7 @@ class Number(Whole):
         return super()._validated(value)
 
 
-def Id(**kwargs):
+def Id(**kwargs: Any) -> Number:
     return Number(1, MAX_ID, **kwargs)
 
 
@@ -83,7 +84,7 @@ class Line(fields.String):
 
     forbidden = CONTROL
 
-    def __init__(self, low, high, **kwargs):
+    def __init__(self, low: int, high: int, **kwargs: Any) -> None:
         super().__init__(validate=validate.Length(low, high), **kwargs)
 
     def _deserialize(self, value, attr, data, **kwargs):
@@ -102,7 +103,7 @@ class Text(Line):
 class Search(fields.String):
     """What to look for, exactly as it is: white space counts."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(validate=validate.Length(1, 100), **kwargs)
 
     def _deserialize(self, value, attr, data, **kwargs):
@@ -115,7 +116,7 @@ class Search(fields.String):
 class Email(fields.Email):
     """An e-mail address, folded to lower case: here and nowhere else."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(validate=validate.Length(3, 254), **kwargs)
 
     def _deserialize(self, value, attr, data, **kwargs):
@@ -127,7 +128,7 @@ class Email(fields.Email):
         return address
 
 
-def Password(**kwargs):
+def Password(**kwargs: Any) -> fields.String:
     """A password that somebody sends to be checked: any text that one could be."""
     return fields.String(validate=validate.Length(1, 1024), load_only=True, **kwargs)
 
@@ -135,7 +136,7 @@ def Password(**kwargs):
 class NewPassword(fields.String):
     """A password to be set, in Unicode NFC. Its length counts characters after normalisation."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(validate=validate.Length(8, 128), load_only=True, **kwargs)
 
     def _deserialize(self, value, attr, data, **kwargs):
@@ -144,7 +145,7 @@ class NewPassword(fields.String):
         return unicodedata.normalize("NFC", text) if len(text) <= 4 * 128 else text
 
 
-def Instant(**kwargs):
+def Instant(**kwargs: Any) -> fields.String:
     """A moment in an answer."""
     return fields.String(
         dump_only=True, metadata={"format": "date-time", "maxLength": 40} | kwargs.pop("meta", {}),
@@ -152,7 +153,7 @@ def Instant(**kwargs):
     )
 
 
-def Amount(**kwargs):
+def Amount(**kwargs: Any) -> fields.String:
     """An amount of money in an answer: text with two places."""
     return fields.String(
         dump_only=True,

@@ -33,12 +33,12 @@ class PageQuery(CursorQuery):
     )
 
     @validates_schema
-    def one_way(self, data, **_):
+    def one_way(self, data: dict, **_: object) -> None:
         if data["cursor"] is not None and data["page"] is not None:
             raise ValidationError("Not together with cursor.", "page")
 
     @post_load
-    def one_spelling(self, data, **_):
+    def one_spelling(self, data: dict, **_: object) -> dict:
         """A default left out is as good as spelled out: for the cache they are one question."""
         if data["cursor"] is None:
             data["page"] = data["page"] or 1
@@ -53,7 +53,7 @@ class Pagination(Schema):
     next_cursor = fields.String(allow_none=True, metadata={"maxLength": 1024})
 
 
-def page_of(row):
+def page_of(row: type[Schema]) -> type[Schema]:
     """The schema of a page of ``row``s."""
     return type(f"{row.__name__}Page", (Schema,), {
         "data": fields.List(fields.Nested(row), metadata={"maxItems": 100}),

@@ -60,7 +60,7 @@ class ProductChanges(Schema):
     category_id = Id(allow_none=True)
 
     @validates_schema
-    def something(self, data, **_):
+    def something(self, data: dict, **_: object) -> None:
         if not data:
             raise ValidationError("Send at least one field to change.")
 
@@ -89,7 +89,7 @@ class ProductQuery(PageQuery):
     })
 
     @validates_schema
-    def fits(self, data, **_):
+    def fits(self, data: dict, **_: object) -> None:
         if data["sort"] == "relevance" and data["search"] is None:
             raise ValidationError("relevance needs search.", "sort")
         if data["sort"] == "relevance" and data["order"] == "asc":
@@ -99,7 +99,7 @@ class ProductQuery(PageQuery):
             raise ValidationError("Must not be less than min_price.", "max_price")
 
     @post_load
-    def one_order(self, data, **_):
+    def one_order(self, data: dict, **_: object) -> dict:
         """The same categories and the same order are one question, however they are asked for."""
         data["category_id"] = sorted(set(data["category_id"] or ())) or None
         best_first = data["sort"] in ("created_at", "relevance")

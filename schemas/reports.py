@@ -13,7 +13,7 @@ class Window(Schema):
     end_date = Moment(required=True, metadata={"description": "Up to, without."})
 
     @validates_schema
-    def forward(self, data, **_):
+    def forward(self, data: dict, **_: object) -> None:
         if data["end_date"] <= data["start_date"]:
             raise ValidationError("Must be after start_date.", "end_date")
 

@@ -41,7 +41,7 @@ class NewTransaction(Schema):
     items = fields.List(fields.Nested(NewItem), required=True, validate=validate.Length(1, 100))
 
     @validates("items")
-    def once_each(self, items, **_):
+    def once_each(self, items: list[dict], **_: object) -> None:
         ids = [item["product_id"] for item in items if "product_id" in item]
         if len(set(ids)) != len(ids):
             raise ValidationError("Each product may stand here once.")

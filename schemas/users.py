@@ -34,7 +34,7 @@ class UserChanges(Schema):
     current_password = Password()
 
     @validates_schema
-    def something(self, data, **_):
+    def something(self, data: dict, **_: object) -> None:
         if not data.keys() - {"current_password"}:
             raise ValidationError("Send at least one field to change.")
 
