@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from werkzeug.test import EnvironBuilder
 
 from schemas.problems import PROBLEMS
 from tests.conftest import PASSWORD, unique
@@ -520,6 +521,14 @@ def test_a_preflight_of_an_allowed_origin_is_answered(shop):
     assert {"authorization", "content-type", "idempotency-key", "if-match", "if-none-match",
             "x-request-id"} <= set(headers["Access-Control-Allow-Headers"].lower().split(", "))
     assert int(headers["Access-Control-Max-Age"]) > 0
+
+
+def test_the_headers_of_a_preflight_are_text_as_every_wsgi_server_wants_them(shop):
+    sent, builder = [], EnvironBuilder("/api/v1/products", method="OPTIONS", headers={
+        "Origin": ORIGIN, "Access-Control-Request-Method": "PATCH"})
+    shop.app.wsgi_app(builder.get_environ(), lambda status, headers, *_: sent.extend(headers))
+    assert "Access-Control-Max-Age" in dict(sent)
+    assert [(name, value) for name, value in sent if type(value) is not str] == []
 
 
 @pytest.mark.parametrize("path", ["products", "products/0", "users", "products?x=1", "/nowhere"])

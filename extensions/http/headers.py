@@ -38,7 +38,7 @@ class Cors:
     def __init__(self, app):
         origins = app.config["ALLOWED_ORIGINS"]
         self._options = get_cors_options(app, {
-            "origins": origins, "supports_credentials": "*" not in origins, "max_age": 600,
+            "origins": origins, "supports_credentials": "*" not in origins, "max_age": "600",
             "always_send": False, "vary_header": False, "expose_headers": EXPOSED,
             "methods": ["GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"],
             "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "If-Match",
