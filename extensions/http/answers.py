@@ -6,18 +6,20 @@ from werkzeug.http import parse_etags
 
 from extensions.http import compression
 from extensions.http.errors import Problem
+from extensions.http.visit import Answer, Pairs, Visit
 
 PRIVATE = "private, no-cache"
 PUBLIC = "public, no-cache"  # may be kept, must be asked for again: our own cache is never stale
 SECRET = "no-store"
 
 
-def etag_of(body):
+def etag_of(body: bytes) -> str:
     """The strong tag of a representation: a hash of its bytes, before any compression."""
     return hashlib.blake2b(body, digest_size=12).hexdigest()
 
 
-def answer(text, status=200, *, cache=PRIVATE, location=None, headers=None):
+def answer(text: str | bytes, status: int = 200, *, cache: str = PRIVATE,
+           location: int | str | None = None, headers: dict[str, str] | None = None) -> Response:
     """A response of JSON text; 304 where If-None-Match has its tag.
 
     ``location`` is the new resource's path below the request's own.
@@ -35,7 +37,7 @@ def answer(text, status=200, *, cache=PRIVATE, location=None, headers=None):
     return response
 
 
-def tagged(body, tag, cache, status=200):
+def tagged(body: bytes, tag: str, cache: str, status: int = 200) -> Response:
     """A response with an ETag that is already known; an empty 304 if the client has it."""
     if request.method in ("GET", "HEAD") and request.if_none_match.contains_weak(tag):
         response = Response(status=304)
@@ -49,7 +51,8 @@ def tagged(body, tag, cache, status=200):
     return response
 
 
-def without_flask(visit, body, headers, tag, encoding=None):
+def without_flask(visit: Visit, body: bytes, headers: Pairs, tag: str,
+                  encoding: str | None = None) -> Answer:
     """(status, headers, body) of JSON whose tag is known, for the door: 304 if the client has it.
 
     The body is compressed already where there is an ``encoding``.
@@ -64,7 +67,7 @@ def without_flask(visit, body, headers, tag, encoding=None):
     return "200 OK", headers, body
 
 
-def private_without_flask(visit, text):
+def private_without_flask(visit: Visit, text: str) -> Answer:
     """``without_flask`` of what is the caller's own."""
     body = text.encode()
     encoding = compression.choose(visit.accepts) if len(body) >= compression.MIN_SIZE else None
@@ -75,14 +78,14 @@ def private_without_flask(visit, text):
     )
 
 
-def nothing():
+def nothing() -> Response:
     """204, with no body."""
     response = Response(status=204)
     response.headers.remove("Content-Type")
     return response
 
 
-def check_if_match(text):
+def check_if_match(text: str) -> None:
     """Refuse with 412 unless If-Match, where it was sent, names the resource's tag of this moment.
 
     ``text`` is the JSON of a row that the caller holds locked, so that of two writers with one tag
@@ -95,7 +98,7 @@ def check_if_match(text):
         raise Problem("precondition_failed")
 
 
-def require_if_match():
+def require_if_match() -> None:
     """Refuse with 428 where the operator asks for If-Match and none was sent."""
     if current_app.config["REQUIRE_IF_MATCH"] and "If-Match" not in request.headers:
         raise Problem("precondition_required")

@@ -6,11 +6,13 @@ doesn't know, what is said twice, and what isn't text.
 import functools
 import json
 import re
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 from urllib.parse import parse_qsl
 
 import flask_smorest
-from flask import request
+from flask import Flask, request
 from marshmallow import RAISE, Schema, ValidationError, fields
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
@@ -29,7 +31,7 @@ class Id(BaseConverter):
     regex = "[1-9][0-9]{0,18}"
     schema = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
 
-    def to_python(self, value):
+    def to_python(self, value: str) -> int:
         number = int(value)
         if number > 2**63 - 1:
             raise NoMatch
@@ -41,11 +43,11 @@ class UserId(Id):
 
     regex = "me|[1-9][0-9]{0,18}"
 
-    def to_python(self, value):
+    def to_python(self, value: str) -> Any:
         return value if value == "me" else super().to_python(value)
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.url_map.converters.update(id=Id, user_id=UserId)
     app.url_map.merge_slashes = False  # a wrong path is a 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY  # which the door refuses before it is read
@@ -56,7 +58,7 @@ class Arguments:
 
     DEFAULT_VALIDATION_STATUS = 422
 
-    def use_args(self, schema, *, location, **_):
+    def use_args(self, schema: Schema | type[Schema], *, location: str, **_: object) -> Callable:
         schema = schema() if isinstance(schema, type) else schema
 
         # The same few query strings come again and again, and mean the same each time.
@@ -81,7 +83,7 @@ class Blueprint(flask_smorest.Blueprint):
     ARGUMENTS_PARSER = Arguments()
 
 
-def load(schema, data, location):
+def load(schema: Schema, data: Any, location: str) -> dict:
     """``schema.load`` that raises a Problem naming every field that is not valid."""
     try:
         return schema.load(data, unknown=RAISE)
@@ -92,7 +94,7 @@ def load(schema, data, location):
         raise Problem("validation_failed", f"{count} not valid.", details) from None
 
 
-def query(schema=None):
+def query(schema: Schema | None = None) -> dict:
     """The query string as a dict; fields of a List type may repeat, others not."""
     raw = request.query_string
     if not raw:
@@ -102,7 +104,7 @@ def query(schema=None):
     return _pairs(raw, schema, "query")
 
 
-def takes_no_query(view):
+def takes_no_query(view: Callable) -> bool:
     """Whether a view of the API declares no parameters, and so has to refuse all."""
     declared = getattr(view, "_apidoc", None)
     return declared is not None and not any(
@@ -110,13 +112,13 @@ def takes_no_query(view):
     )
 
 
-def refuse_query():
+def refuse_query() -> None:
     """422 that names every parameter of the request, none of which is known."""
     load(Schema(), query(), "query")
 
 
-def body(schema):
-    """The request's JSON object, or its form, as a dict."""
+def body(schema: Schema) -> Any:
+    """What the request's JSON is, which should be a dict; its form is one."""
     try:
         raw = request.get_data()
         # Of a body in chunks werkzeug reads no more than may be, and doesn't say that there is.
@@ -134,7 +136,7 @@ def body(schema):
     raise Problem("unsupported_media_type", headers={"Accept": "application/json"})
 
 
-def parse_json(raw):
+def parse_json(raw: bytes) -> Any:
     """JSON text as Python data, numbers with a point as Decimal. Raises malformed_json.
 
     RFC 8259 leaves repeated names, NaN and lone surrogates to the reader; here they are refused.
@@ -184,7 +186,8 @@ def _pairs(raw, schema, where):
     except (ValueError, UnicodeError):
         raise Problem("bad_request", f"The {where} is not valid form encoding in UTF-8.") from None
     known = schema.fields if schema is not None else {}
-    found, twice = {}, []
+    found: dict[str, Any] = {}
+    twice = []
     for name, value in pairs:
         field = known.get(name)
         if isinstance(field, fields.List):

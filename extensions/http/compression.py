@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import brotli
 from backports import zstd
-from flask import request
+from flask import Flask, request
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
@@ -39,7 +39,7 @@ STREAM = {
 
 
 @lru_cache(maxsize=256)
-def choose(accept_encoding):
+def choose(accept_encoding: str) -> str | None:
     """The encoding for an Accept-Encoding header (RFC 9110, 12.5.3), or None for identity."""
     accept = parse_accept_header(accept_encoding, MIMEAccept)
     named = {name.lower(): quality for name, quality in accept}
@@ -49,12 +49,12 @@ def choose(accept_encoding):
     return best if quality > 0 and quality >= named.get("identity", 0) else None
 
 
-def wanted():
+def wanted() -> str | None:
     """The encoding that the current request prefers, or None."""
     return choose(request.headers.get("Accept-Encoding", ""))
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     @app.after_request
     def compress(response):
         if response.headers.get("Vary") == "Accept-Encoding":  # the cache has seen to all of it

@@ -5,16 +5,17 @@
 """
 import json
 import logging
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 import psycopg
 import psycopg_pool
-from flask import Response, request
+from flask import Flask, Response, request
 from psycopg import errors as pg
 from werkzeug.exceptions import HTTPException
 
 from extensions.http import logs
-from extensions.http.visit import visit
+from extensions.http.visit import Answer, visit
 from schemas.problems import PROBLEMS
 
 log = logging.getLogger("shopfront.errors")
@@ -51,18 +52,20 @@ class Problem(Exception):
     ``details`` are (field, where, message) triples, ``headers`` go onto the response.
     """
 
-    def __init__(self, code, detail=None, details=(), headers=None):
+    def __init__(self, code: str, detail: str | None = None,
+                 details: Sequence[tuple[str, str, str]] = (),
+                 headers: dict[str, str] | None = None) -> None:
         super().__init__(code)
         self.code, self.detail, self.details = code, detail, details
         self.headers = headers or {}
 
 
-def invalid(field, message, where="body"):
+def invalid(field: str, message: str, where: str = "body") -> Problem:
     """The Problem of one field that is not valid."""
     return Problem("validation_failed", "1 field is not valid.", [(field, where, message)])
 
 
-def raises(*codes):
+def raises(*codes: str) -> Callable[[Callable], Callable]:
     """Document the problems that a view raises by itself."""
     def decorate(view):
         view.problems = codes
@@ -70,11 +73,11 @@ def raises(*codes):
     return decorate
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.register_error_handler(Exception, respond)
 
 
-def respond(error):
+def respond(error: Exception) -> Response:
     """The response for any exception."""
     here, problem = visit(), problem_of(error)
     if problem.code == "forbidden":
@@ -83,7 +86,7 @@ def respond(error):
     return Response(body, status, headers=headers)
 
 
-def problem_of(error):
+def problem_of(error: BaseException) -> Problem:
     """The Problem that an exception is to its client."""
     if isinstance(error, Problem):
         return error
@@ -129,7 +132,7 @@ def _from_database(error):
     return Problem("internal_error")
 
 
-def render(problem, path, request_id):
+def render(problem: Problem, path: str, request_id: str) -> Answer:
     """(status, headers, body) of a problem: RFC 9457, as application/problem+json."""
     status, title, meaning = PROBLEMS[problem.code]
     body = {
@@ -142,12 +145,12 @@ def render(problem, path, request_id):
             {"field": field[:500], "in": where, "message": message}
             for field, where, message in problem.details[:100]
         ]
-    body = json.dumps(body).encode()
-    headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(body))),
+    text = json.dumps(body).encode()
+    headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(text))),
                ("Cache-Control", "no-store"), *problem.headers.items()]
     if status == 401:
         challenge = "Bearer"
         if problem.code in ("token_expired", "token_revoked"):
             challenge = f'Bearer error="invalid_token", error_description="{title}"'  # RFC 6750
         headers.append(("WWW-Authenticate", challenge))
-    return f"{status} {title}", headers, body
+    return f"{status} {title}", headers, text

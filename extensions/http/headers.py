@@ -1,6 +1,9 @@
 """What every response has: security headers and CORS."""
+from flask import Flask
 from flask_cors.core import get_cors_headers, get_cors_options
 from werkzeug.datastructures import EnvironHeaders
+
+from extensions.http.visit import Pairs
 
 # OWASP Secure Headers Project, for an API: nothing it sends is to be run, framed or guessed at.
 SECURITY = {
@@ -24,7 +27,7 @@ EXPOSED = [
 ]
 
 
-def security(config):
+def security(config: dict) -> Pairs:
     """The security headers, as a list of pairs."""
     pairs = list(SECURITY.items())
     if config["APP_ENV"] == "production":
@@ -35,7 +38,7 @@ def security(config):
 class Cors:
     """flask-cors's headers, for answers of every layer."""
 
-    def __init__(self, app):
+    def __init__(self, app: Flask) -> None:
         origins = app.config["ALLOWED_ORIGINS"]
         self._options = get_cors_options(app, {
             "origins": origins, "supports_credentials": "*" not in origins, "max_age": "600",
@@ -45,7 +48,7 @@ class Cors:
                               "If-None-Match", "X-Request-ID", "traceparent"],
         })
 
-    def add(self, environ, headers):
+    def add(self, environ: dict, headers: Pairs) -> None:
         """Add to the headers of an answer what its request's Origin calls for."""
         # Also where none was sent: a cache may keep that answer.
         for at, (name, value) in enumerate(headers):
@@ -55,6 +58,6 @@ class Cors:
         else:
             headers.append(("Vary", "Origin"))
         if "HTTP_ORIGIN" in environ:
-            headers += get_cors_headers(
+            headers += get_cors_headers(  # type: ignore[arg-type] # all text, as are the options
                 self._options, EnvironHeaders(environ), environ["REQUEST_METHOD"]
             ).items(multi=True)

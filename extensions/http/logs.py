@@ -17,9 +17,12 @@ import threading
 import time
 from datetime import UTC, datetime
 from select import PIPE_BUF
+from typing import TextIO
+
+from flask import Flask
 
 from extensions.http import metrics
-from extensions.http.visit import visit
+from extensions.http.visit import Visit, visit
 
 MAX_BYTES = 20 * 1024 * 1024
 KEEP_DAYS = 14
@@ -35,12 +38,12 @@ _encode = json.JSONEncoder(default=str).encode
 class Json(logging.Formatter):
     """``extra`` fields and the request's id stand beside time, level, logger and message."""
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         if (done := vars(record).get("line")) is None:  # one text for all handlers
             done = record.line = _encode(self.fields(record))
         return done
 
-    def fields(self, record):
+    def fields(self, record: logging.LogRecord) -> dict:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname, "logger": record.name, "message": record.getMessage(),
@@ -60,7 +63,7 @@ class Text(Json):
 
     COLOURS = {"DEBUG": 2, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         fields = self.fields(record)
         message = fields["message"].translate(CONTROLS)
         traceback = fields.pop("traceback", None)
@@ -82,29 +85,29 @@ def _dim(text):
 class SharedFile(logging.Handler):
     """Appends to ``path``; at 20 MB or at midnight UTC it is renamed, gzipped, and kept 14 days."""
 
-    def __init__(self, path, max_bytes=MAX_BYTES):
+    def __init__(self, path: pathlib.Path | str, max_bytes: int = MAX_BYTES) -> None:
         super().__init__()
         self.path, self.max_bytes = pathlib.Path(path), max_bytes
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = None
+        self._file = -1
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         try:
             self.write(self.format(record).encode() + b"\n")
         except OSError:
             self.handleError(record)
 
-    def write(self, lines):
+    def write(self, lines: bytes) -> None:
         """Append whole lines. The caller holds the handler's lock."""
         # Looked at before the write: a renamed file is packed soon, and takes no more lines.
-        if self._file is None or self._renamed():
+        if self._file < 0 or self._renamed():
             self._open()
         os.write(self._file, lines)
         if os.fstat(self._file).st_size >= self.max_bytes or time.time() // 86400 > self._day:
             self._rotate()
 
     def _open(self):
-        if self._file is not None:
+        if self._file >= 0:
             os.close(self._file)
         self._file = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o640)
         self._day = os.fstat(self._file).st_mtime // 86400
@@ -156,12 +159,13 @@ class Access:
     wait: one write for as many requests as were answered together.
     """
 
-    def __init__(self, stream, files, people=False):
-        self._stream, self._files, self._lines = stream, files, collections.deque()
+    def __init__(self, stream: TextIO, files: list[SharedFile], people: bool = False) -> None:
+        self._stream, self._files = stream, files
+        self._lines: collections.deque[str] = collections.deque()
         self._second, self._stamp = 0, ""
         self._people = people
 
-    def note(self, visit, status):
+    def note(self, visit: Visit, status: str) -> None:
         """Keep a line until the next ``flush``."""
         now = time.time()
         second = int(now)
@@ -181,7 +185,7 @@ class Access:
             f'"user_id": {"null" if visit.caller_id is None else visit.caller_id}'
             f'{trace}}}\n')
 
-    def flush(self):
+    def flush(self) -> None:
         if not self._lines:
             return
         lines = []
@@ -203,7 +207,7 @@ class Access:
                     self._stream.buffer.write(line.encode())
                     self._stream.flush()
             for file in self._files:
-                with file.lock:
+                with file.lock:  # type: ignore[union-attr] # every handler has one
                     file.write(data)
         except OSError as error:  # a full disk is no reason to serve nobody
             log.error("the access log can't be written: %s", error)
@@ -227,23 +231,24 @@ def _for_people(line):
 class NoAccess:
     """In place of Access where LOG_LEVEL leaves its lines out."""
 
-    def note(self, visit, status):
+    def note(self, visit: Visit, status: str) -> None:
         pass
 
-    def flush(self):
+    def flush(self) -> None:
         pass
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     root = logging.getLogger("shopfront")
     root.setLevel(app.config["LOG_LEVEL"])
     root.propagate = False
     for old in root.handlers:
         old.close()
-    handlers = [logging.StreamHandler(sys.stdout)]
+    files: list[SharedFile] = []
     if folder := app.config["LOG_DIR"]:
-        handlers += [SharedFile(f"{folder}/app.log"), SharedFile(f"{folder}/error.log")]
-        handlers[2].setLevel(logging.ERROR)
+        files = [SharedFile(f"{folder}/app.log"), SharedFile(f"{folder}/error.log")]
+        files[1].setLevel(logging.ERROR)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), *files]
     people = app.config["LOG_FORMAT"] == "text" or (
         not app.config["LOG_FORMAT"] and app.config["APP_ENV"] == "development"
         and sys.stdout.isatty()
@@ -259,11 +264,11 @@ def init_app(app):
     pool.setLevel(max(root.level, logging.WARNING))
     security.setLevel(logging.INFO)  # whatever else is left out
     app.extensions["access_log"] = (
-        Access(sys.stdout, handlers[1:2], people) if root.isEnabledFor(logging.INFO) else NoAccess()
+        Access(sys.stdout, files[:1], people) if root.isEnabledFor(logging.INFO) else NoAccess()
     )
 
 
-def event(name, **facts):
+def event(name: str, **facts: object) -> None:
     """A security event: who, from where; never a password, a token or a hash."""
     metrics.EVENTS.labels(name).inc()
     security.info(name, extra={"event": name, "address": visit().address, **facts})

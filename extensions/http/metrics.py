@@ -1,8 +1,9 @@
 """Prometheus metrics over all worker processes. blueprints/health.py shows them."""
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
+from flask import Flask
 from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
@@ -14,6 +15,8 @@ from prometheus_client import (
     values,
 )
 from prometheus_client.core import GaugeMetricFamily
+
+from extensions.http.visit import Pairs, Visit
 
 log = logging.getLogger("shopfront.deprecation")
 
@@ -56,17 +59,17 @@ REPORTS = _now("reports_running", "Downloads that run")
 REPORT_SLOTS = _now("report_slots", "Downloads that may run")
 # A series lives as long as the process: a client must not be able to make up new ones.
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_told = {}
+_told: dict[int | str, date] = {}
 
 
 class Sampler:
     """Takes down what a process holds, now and then: no request pays for it."""
 
-    def __init__(self, app):
+    def __init__(self, app: Flask) -> None:
         self._parts, self._slots = app.extensions, app.config["REPORT_CONCURRENCY"]
-        self._seen = {}
+        self._seen: dict[Counter, float] = {}
 
-    def sample(self):
+    def sample(self) -> None:
         for pool, part in (("requests", "db"), ("reports", "db_reports")):
             stats = self._parts[part].stats()
             idle = stats.get("pool_available", 0)
@@ -89,12 +92,12 @@ class Sampler:
         self._seen[counter] = total
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     if app.config["METRICS_TOKEN"]:
         app.extensions["sampler"] = Sampler(app)
 
 
-def text(**figures):
+def text(**figures: float | dict[str, str]) -> bytes:
     """What all processes have counted, and figures of this moment, as Prometheus reads it.
 
     A figure is a number, or a dict of labels, which stands for 1.
@@ -121,12 +124,12 @@ class _Once:
             yield family
 
 
-def forget(number):
+def forget(number: str) -> None:
     """Drop what a process that has ended said of its moment; what it counted stays."""
     multiprocess.mark_process_dead(number)
 
 
-def count(visit, status, headers):
+def count(visit: Visit, status: str, headers: Pairs) -> None:
     """Count an answer, as its headers leave."""
     route = visit.route or "none"
     method = visit.method if visit.method in METHODS else "other"
@@ -138,7 +141,7 @@ def count(visit, status, headers):
             break
 
 
-def count_deprecated(visit):
+def count_deprecated(visit: Visit) -> None:
     """Count a use of a deprecated route; log it once for each client and day."""
     route = visit.route or visit.path
     DEPRECATED.labels(route, visit.method).inc()

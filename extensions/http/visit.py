@@ -2,9 +2,12 @@
 import os
 import re
 import time
+from typing import Any
 
 from flask import has_request_context, request
 
+Pairs = list[tuple[str, str]]  # headers
+Answer = tuple[str, Pairs, bytes]  # status, headers, body
 KEY = "shopfront.visit"  # where a WSGI environment has it
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
@@ -21,8 +24,15 @@ class Visit:
 
     __slots__ = ("accepts", "address", "caller_id", "counted", "environ", "found", "id", "known",
                  "limits", "method", "path", "problem", "route", "started", "url")
+    known: Any  # the types of these three are of the rooms above
+    found: Any
+    limits: list
+    counted: tuple[int, float] | None
+    route: str | None
+    caller_id: int | None
+    problem: Exception | None
 
-    def __init__(self, environ, started=None):
+    def __init__(self, environ: dict, started: float | None = None) -> None:
         self.environ, self.started = environ, started or time.perf_counter()
         environ[KEY] = self
         sent = environ.get("HTTP_X_REQUEST_ID", "")
@@ -36,7 +46,7 @@ class Visit:
         self.problem = None
 
     @property
-    def trace_id(self):
+    def trace_id(self) -> str | None:
         """That of the client's traceparent (W3C Trace Context, 3.2), or None."""
         sent = self.environ.get("HTTP_TRACEPARENT")
         found = sent and _TRACEPARENT.fullmatch(sent)
@@ -44,11 +54,11 @@ class Visit:
         return found[2] if found and (found[1] != "00" or not found[3]) else None
 
     @property
-    def shown_path(self):
+    def shown_path(self) -> str:
         """The path as text: WSGI has its bytes as Latin-1 (PEP 3333)."""
         return self.path.encode("latin-1").decode("utf-8", "replace")
 
 
-def visit():
+def visit() -> Any:  # a Visit, to all who know that they are in a request
     """The current request's Visit, or None outside of one."""
     return request.environ.get(KEY) if has_request_context() else None
