@@ -317,6 +317,20 @@ def write(tmp_path):
     return write
 
 
+def test_without_its_folder_a_log_writes_into_nothing_else(tmp_path):
+    (tmp_path / "logs").mkdir()
+    handler = SharedFile(tmp_path / "logs/app.log")
+    handler.write(b"before\n")
+    (tmp_path / "logs").rename(tmp_path / "moved")
+    time.sleep(1.1)  # it looks once a second
+    with pytest.raises(FileNotFoundError):
+        handler.write(b"lost\n")
+    with open(tmp_path / "other", "wb"):  # which has the lowest descriptor that is free
+        handler.write(b"stray\n")
+    assert (tmp_path / "other").read_bytes() == b""
+    assert (tmp_path / "moved/app.log").read_bytes() == b"before\nstray\n"
+
+
 def leave(path, days):
     path.write_text("before\n")
     os.utime(path, (time.time() - days * DAY,) * 2)

@@ -107,9 +107,10 @@ class SharedFile(logging.Handler):
             self._rotate()
 
     def _open(self):
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o640)
+        old, self._file = self._file, os.open(
+            self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o640)
+        if old >= 0:  # not before: what is closed may be anybody's next
+            os.close(old)
         self._day = os.fstat(self._file).st_mtime // 86400
         self._checked = time.monotonic()
 
