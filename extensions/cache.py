@@ -16,16 +16,18 @@ import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from flask import Response, current_app, request
+from flask import Flask, Response, current_app, request
 from flask_caching import Cache
 from flask_caching.backends.base import BaseCache
 
+from db import Connection
 from extensions.http import compression
 from extensions.http.answers import PUBLIC, etag_of, without_flask
-from extensions.http.visit import visit
-from extensions.limits import COUNT
+from extensions.http.visit import Answer, Visit, visit
+from extensions.limits import COUNT, Limit
 from extensions.redis_client import RedisClient
 
 BUSY_SECONDS = 3.0  # how long the others wait for the one who computes
@@ -140,7 +142,7 @@ class Found(NamedTuple):
     busy: bool = False  # another one computes it
 
     @property
-    def settled(self):
+    def settled(self) -> bool:
         """Whether it says the same to everybody: the answer is there, or is kept from all."""
         return self.entry is not None or self.generation is None
 
@@ -148,18 +150,18 @@ class Found(NamedTuple):
 class RedisBackend(BaseCache):
     """Entries in Redis. Raises RedisClient.Away while there is none."""
 
-    def __init__(self, redis_client, ttl):
+    def __init__(self, redis_client: RedisClient, ttl: int) -> None:
         super().__init__(default_timeout=ttl)
         self.redis, self._ttl = redis_client, ttl
-        self._forsaken = deque()
+        self._forsaken: deque[tuple[bytes, Iterable[str]]] = deque()
         redis_client.on_beat = self._keep_lease
         redis_client.on_return = self._begin_anew
 
     @classmethod
-    def factory(cls, app, config, args, kwargs):
+    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "RedisBackend":
         return cls(app.extensions["redis_client"], config["CACHE_DEFAULT_TIMEOUT"])
 
-    def enter(self, limit, visits):
+    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
         """[((count, ms left), Found or None)] of visits: counted and looked up by one call."""
         calls = []
         for one in visits:
@@ -170,12 +172,12 @@ class RedisBackend(BaseCache):
         return [(reply[:2], self._found(reply) if len(reply) > 2 else None)
                 for reply in self.redis.scripts(ENTER, calls)]
 
-    def lookup(self, known, encoding):
+    def lookup(self, known: Known, encoding: str | None) -> Found:
         """The Found of an answer."""
         keys, arguments = self._keys(known, encoding), self._arguments(known)
         return self._found(self.redis.script(ENTER, keys, arguments))
 
-    def store(self, known, generation, entries, unlock=True):
+    def store(self, known: Known, generation: bytes, entries: dict, unlock: bool = True) -> None:
         """Keep ``{variant or None: bytes}`` under their generation, and let the others go on."""
         key = self.redis.key
         keys = [key("lock", known.key)] if unlock else []
@@ -185,7 +187,7 @@ class RedisBackend(BaseCache):
             arguments.append(generation + b"|" + entry)
         self.redis.script(STORE, keys, arguments)
 
-    def mark(self, groups):
+    def mark(self, groups: Iterable[str]) -> bytes:
         """Keep what these groups show from being served or kept, until ``renew(mark, groups)``."""
         mark = _word()
         try:
@@ -196,12 +198,12 @@ class RedisBackend(BaseCache):
             raise
         return mark
 
-    def forsake(self, mark, groups):
+    def forsake(self, mark: bytes, groups: Iterable[str]) -> None:
         """Have a mark, which may stand where nobody can reach it now, taken off when Redis is back.
         """
         self._forsaken.append((mark, groups))
 
-    def renew(self, mark, groups):
+    def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
         self.redis.script(RENEW, self._groups(groups), _renewal(mark or ""))
 
     def _groups(self, groups):
@@ -246,22 +248,25 @@ class MemoryBackend(BaseCache):
 
     LARGEST = 2000
 
-    def __init__(self, ttl=300):
+    def __init__(self, ttl: int = 300) -> None:
         super().__init__(default_timeout=ttl)
         self._ttl, self._lock = ttl, threading.Lock()
-        self._words, self._entries, self._busy, self._marks = {}, {}, {}, Counter()
+        self._words: dict[str, bytes] = {}
+        self._entries: dict[tuple, tuple] = {}  # (key, encoding): (generation, its end, entry)
+        self._busy: dict[str, float] = {}
+        self._marks: Counter[str] = Counter()
 
     @classmethod
-    def factory(cls, app, config, args, kwargs):
+    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "MemoryBackend":
         return cls(config["CACHE_DEFAULT_TIMEOUT"])
 
-    def enter(self, limit, visits):
+    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
         return [
             (count, self.lookup(one.known, compression.choose(one.accepts)) if one.known else None)
             for one, count in zip(visits, limit.count_all(visits), strict=True)
         ]
 
-    def lookup(self, known, encoding):
+    def lookup(self, known: Known, encoding: str | None) -> Found:
         now, key = time.monotonic(), known.key
         with self._lock:
             if any(self._marks[group] for group in known.groups):
@@ -276,7 +281,7 @@ class MemoryBackend(BaseCache):
                 self._busy[key] = now + BUSY_SECONDS
             return Found(generation, busy=busy)
 
-    def store(self, known, generation, entries, unlock=True):
+    def store(self, known: Known, generation: bytes, entries: dict, unlock: bool = True) -> None:
         ends = time.monotonic() + self._ttl
         with self._lock:
             for variant, entry in entries.items():
@@ -287,12 +292,12 @@ class MemoryBackend(BaseCache):
             if unlock:
                 self._busy.pop(known.key, None)
 
-    def mark(self, groups):
+    def mark(self, groups: Iterable[str]) -> bool:
         with self._lock:
             self._marks.update(groups)
         return True
 
-    def renew(self, mark, groups):
+    def renew(self, mark: bool | None, groups: Iterable[str]) -> None:
         with self._lock:
             for group in groups:
                 self._words[group] = _word()
@@ -306,24 +311,24 @@ class NoBackend(BaseCache):
     """The cache turned off."""
 
     @classmethod
-    def factory(cls, app, config, args, kwargs):
+    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "NoBackend":
         return cls()
 
-    def enter(self, limit, visits):
+    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
         return [(count, None) for count in limit.count_all(visits)]
 
-    def lookup(self, known, encoding):
+    def lookup(self, known: Known, encoding: str | None) -> Found:
         raise RedisClient.Away
 
-    def mark(self, groups):
+    def mark(self, groups: Iterable[str]) -> None:
         return None
 
-    def renew(self, mark, groups):
+    def renew(self, mark: None, groups: Iterable[str]) -> None:
         pass
 
 
 BACKENDS = {"RedisCache": RedisBackend, "SimpleCache": MemoryBackend, "NullCache": NoBackend}
-cache = Cache()
+cache: Any = Cache()  # whose ``cache`` is one of the backends
 
 
 class Recent:
@@ -333,10 +338,11 @@ class Recent:
     one is still true is for its generation to say, as ever.
     """
 
-    def __init__(self):
-        self._kept, self._lock = OrderedDict(), threading.Lock()
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Slot] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def claim(self, key, generation):
+    def claim(self, key: str, generation: bytes) -> tuple["Slot", bool]:
         """(slot, whether it is the caller's to fill) of a key and generation."""
         with self._lock:
             slot = self._kept.get(key)
@@ -353,21 +359,23 @@ class Slot:
     """An answer that one thread fills and others wait for."""
 
     __slots__ = ("done", "entry", "failed", "generation", "stored")
+    entry: bytes | None
+    done: threading.Event | None
 
-    def __init__(self, generation):
+    def __init__(self, generation: bytes) -> None:
         self.generation, self.entry, self.done = generation, None, threading.Event()
         self.failed = self.stored = False
 
-    def fill(self, compute):
+    def fill(self, compute: Callable[[], bytes]) -> bytes:
         try:
             self.entry = compute()
             return self.entry
         finally:
             self.failed = self.entry is None
-            self.done.set()
+            self.done.set()  # type: ignore[union-attr] # it is filled once
             self.done = None
 
-    def wait(self):
+    def wait(self) -> bytes | None:
         """The answer, or None if it doesn't come."""
         if done := self.done:
             done.wait(BUSY_SECONDS)
@@ -379,11 +387,11 @@ class Learned:
 
     LARGEST = 2048
 
-    def __init__(self):
-        self._known = {}
-        self.singles = {}  # by the beginning of a path, its resources by id
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Known] = {}
+        self.singles: dict[str, Callable] = {}  # by the beginning of a path, its resources by id
 
-    def of(self, visit):
+    def of(self, visit: Visit) -> Known | None:
         """The Known of a visit, or None."""
         if visit.method not in ("GET", "HEAD"):
             return None
@@ -396,7 +404,7 @@ class Learned:
                 return single(number)
         return self._known.get(visit.url)
 
-    def learn(self, visit, known, route):
+    def learn(self, visit: Visit, known: Known, route: str) -> None:
         if len(self._known) >= self.LARGEST:
             self._known.clear()
         self._known[visit.url] = known._replace(route=route)
@@ -409,21 +417,21 @@ class Single:
     so the door gives it without Flask.
     """
 
-    def __init__(self, name, path, find, *others):
+    def __init__(self, name: str, path: str, find: Callable[[Any], str], *others: str) -> None:
         self.name, self.path, self.find, self.others = name, path, find, others
 
-    def known(self, number, route=None):
+    def known(self, number: int | str, route: str | None = None) -> Known:
         key = f"{self.name}:{number}"
         return Known(key, (key, *self.others), lambda: (self.find(number), ()), route, dear=False)
 
-    def mount(self, app, prefix):
+    def mount(self, app: Flask, prefix: str) -> None:
         """Have the door know the resources below a prefix."""
         start, routes = f"{prefix}{self.path}", app.url_map.iter_rules()
         route = next(rule.rule for rule in routes if rule.rule.startswith(f"{start}/<id:"))
         learned(app).singles[start] = lambda number: self.known(number, route)
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     backend = BACKENDS[app.config["CACHE_TYPE"]]
     cache.init_app(app, config={
         "CACHE_TYPE": f"{backend.__module__}.{backend.__name__}",
@@ -434,17 +442,18 @@ def init_app(app):
     app.extensions["cache_recent"] = Recent()
 
 
-def learned(app):
+def learned(app: Flask) -> Learned:
     return app.extensions["cache_learned"]
 
 
-def key_of(resource, query):
+def key_of(resource: str, query: dict) -> str:
     """A key for a validated query: the same for every way to spell it."""
     canonical = json.dumps(query, sort_keys=True, default=str)
     return f"{resource}:{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}"
 
 
-def fetch(known, encoding=None, found=None):
+def fetch(known: Known, encoding: str | None = None,
+          found: Found | None = None) -> tuple[bytes, bool, bool]:
     """(entry, whether it was found, whether it is compressed with ``encoding``).
 
     An entry is bytes: a line about the answer, then its body. Of several who miss at once one makes
@@ -463,7 +472,7 @@ def fetch(known, encoding=None, found=None):
     return _fetch_cheap(known, found, encoding)
 
 
-def look_again(known, encoding, started):
+def look_again(known: Known, encoding: str | None, started: float) -> Found:
     """The Found of a Known, now. ``busy`` for BUSY_SECONDS from ``started`` on at most, on
     time.perf_counter's clock: then whoever computes it is taken to have died."""
     try:
@@ -476,7 +485,8 @@ def look_again(known, encoding, started):
 
 
 def _fetch_dear(known, found, encoding):
-    hit, entry, encoded, new = found.entry is not None, found.entry, found.encoded, {}
+    hit, entry, encoded = found.entry is not None, found.entry, found.encoded
+    new: dict[str | None, bytes] = {}
     try:
         if not hit:
             entry = new[None] = _made(known)
@@ -505,16 +515,16 @@ def _fetch_cheap(known, found, encoding):
     return new[encoding if encoded else None], hit, encoded
 
 
-def cached(known):
+def cached(known: Known) -> Response:
     """The response of a Known, which the door knows by its URL from then on."""
     here = visit()
     status, headers, body = answer(here, known)
     if here.known is None and known.dear:
-        learned(current_app).learn(here, known, request.url_rule.rule)
+        learned(current_app).learn(here, known, str(request.url_rule))
     return Response(body, status, headers=headers)
 
 
-def answer(visit, known):
+def answer(visit: Visit, known: Known) -> Answer:
     """(status, headers, body) of a Known, for a visit: from the cache, or made."""
     encoding = compression.choose(visit.accepts)
     found = visit.found if visit.known and visit.known.key == known.key else None
@@ -522,7 +532,7 @@ def answer(visit, known):
     return render(visit, entry, encoding if encoded else None, hit)
 
 
-def render(visit, entry, encoding, hit):
+def render(visit: Visit, entry: bytes, encoding: str | None, hit: bool) -> Answer:
     """(status, headers, body) of an entry for a visit: 304 where it has the tag (RFC 9110, 13)."""
     head, _, body = entry.partition(b"\n")
     tag, *more = head.decode().split("\t")
@@ -534,7 +544,7 @@ def render(visit, entry, encoding, hit):
     return without_flask(visit, body, headers, tag, encoding)
 
 
-def change(conn, *groups):
+def change(conn: Connection, *groups: str) -> None:
     """Within a write's transaction, as its last step: what it changes belongs to these groups.
 
     They are marked now, and renewed once the transaction is stored or undone. While Redis is away
@@ -552,7 +562,7 @@ def change(conn, *groups):
     conn.after.append(renew)
 
 
-def invalidate(*groups):
+def invalidate(*groups: str) -> None:
     """Make every entry of these groups stale, everywhere, before this returns."""
     _renew(cache.cache, None, groups)
 

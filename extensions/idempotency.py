@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable
 
 from flask import g, request
 
@@ -18,7 +19,7 @@ queries = db.load("idempotency")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def idempotent(view):
+def idempotent(view: Callable) -> Callable:
     """Give a view, called as ``view(self, conn, data)``, a transaction and, with a key, a memory.
 
     The view returns ``(json_text, location)`` of what it made, or raises a Problem, which is not
@@ -37,7 +38,7 @@ def idempotent(view):
                 queries.keep(conn, user_id=g.caller["id"], key=key, request_hash=digest,
                              status=201, location=location, body=text)
         return answer(text, 201, location=location)
-    wrapper.idempotent = True
+    wrapper.idempotent = True  # type: ignore[attr-defined] # read by the documents
     return wrapper
 
 

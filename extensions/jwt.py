@@ -7,17 +7,20 @@ import functools
 import os
 import secrets
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import jwt as pyjwt
-from flask import current_app, g, request
+from flask import Flask, current_app, g, request
 from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
 
 import db
+from db.queries import Query
 from extensions.http import arguments
 from extensions.http.errors import Problem
-from extensions.http.visit import visit
+from extensions.http.visit import Visit, visit
 
 ALGORITHM = "HS256"
 ISSUER = AUDIENCE = "shopfront"
@@ -28,7 +31,7 @@ queries = db.load("auth")
 manager = JWTManager()
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     minutes, days = app.config["ACCESS_TOKEN_MINUTES"], app.config["REFRESH_TOKEN_DAYS"]
     app.config.update(
         JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"] or _own_key(app),
@@ -53,7 +56,7 @@ def _own_key(app):
     return file.read_text()
 
 
-def pair(user_id, session_id, generation):
+def pair(user_id: int, session_id: int, generation: int) -> dict[str, Any]:
     """A session's tokens: ``{token, refresh_token, token_type, expires_in}`` (seconds)."""
     claims = {"sid": session_id}
     return {
@@ -66,13 +69,13 @@ def pair(user_id, session_id, generation):
     }
 
 
-def keys():
+def keys() -> tuple[str, ...]:
     """The keys whose signatures hold: the one that signs, and the one before."""
     config = current_app.config
     return tuple(filter(None, (config["JWT_SECRET_KEY"], config["JWT_SECRET_KEY_PREVIOUS"])))
 
 
-def decode(token, kind):
+def decode(token: str, kind: str) -> dict[str, Any]:
     """The claims of a token of this kind; a Problem (401) for anything that is not one."""
     claims = _verified(token, kind, keys())
     if claims["exp"] <= time.time():
@@ -122,7 +125,7 @@ def _bearer(visit):
     return token
 
 
-def identify(visit, query):
+def identify(visit: Visit, query: Query) -> dict[str, Any]:
     """The row of a query that looks up user and session: ``{id, idle, …}``. Raises 401."""
     claims = decode(_bearer(visit), "access")
     with db.reading() as conn:
@@ -135,27 +138,27 @@ def identify(visit, query):
     return caller
 
 
-def authenticate():
+def authenticate() -> dict[str, Any]:
     """Who is calling, as ``g.caller``: the user's row, and ``session_id``."""
     g.caller = identify(visit(), queries.caller)
     return g.caller
 
 
-def is_admin():
+def is_admin() -> bool:
     return g.caller["role"] == "admin"
 
 
-def public(view):
+def public(view: Callable) -> Callable:
     """Anybody may call."""
     return _guard(view, "public")
 
 
-def signed_in(view):
+def signed_in(view: Callable) -> Callable:
     """Whoever has a valid access token may call."""
     return _guard(view, "user")
 
 
-def admin(view):
+def admin(view: Callable) -> Callable:
     """Administrators may call."""
     return _guard(view, "admin")
 
@@ -170,5 +173,5 @@ def _guard(view, access):
         if no_query and request.query_string:
             arguments.refuse_query()
         return view(*args, **kwargs)
-    wrapper.access = access
+    wrapper.access = access  # type: ignore[attr-defined] # read by the documents
     return wrapper

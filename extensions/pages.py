@@ -1,6 +1,8 @@
 """Pages of a list: cursors, totals, Link headers, around rows that are JSON text already."""
 import hashlib
 import json
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlencode
 
 from flask import request
@@ -8,11 +10,12 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from extensions import cache, jwt
 from extensions.http.errors import invalid
+from extensions.http.visit import Pairs
 
 WALKING = ("cursor", "page", "limit", "count")
 
 
-def pattern(search):
+def pattern(search: str | None) -> str | None:
     """A search term for LIKE, in which %, _ and \\ are themselves. None stays None."""
     return search and search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
@@ -25,20 +28,20 @@ class Page:
     link repeats.
     """
 
-    def __init__(self, query, sort=None):
+    def __init__(self, query: dict, sort: str | None = None) -> None:
         self.query, self.limit = query, query["limit"]
-        self.path, self.name = request.path, request.endpoint.rpartition(".")[2]
+        self.path, self.name = request.path, str(request.endpoint).rpartition(".")[2]
         self.sort = sort or ("-" if query["order"] == "desc" else "") + query["sort"]
         self.number = None if query["cursor"] else query.get("page") or 1
         self.kept = {k: v for k, v in query.items() if k not in WALKING}
         self.after, self.after_id = self._read_cursor(query["cursor"])
 
-    def window(self):
+    def window(self) -> dict[str, Any]:
         """Parameters for a page query; one row more than asked tells whether there is a next."""
         return {"sort": self.sort, "limit": self.limit + 1, "offset": self.offset,
                 "after": self.after, "after_id": self.after_id}
 
-    def next_cursor(self, rows, key=None):
+    def next_cursor(self, rows: list[str], key: Callable[[dict], Any] | None = None) -> str | None:
         """The cursor behind the last row shown, or None at the end. Drops the row too many.
 
         ``key`` makes of that row, as a dict, what the list is sorted by; the default is the column.
@@ -51,11 +54,11 @@ class Page:
         return self._signer(jwt.keys()[0]).dumps([value, last["id"]])
 
     @property
-    def offset(self):
+    def offset(self) -> int:
         """How many rows come before the page."""
         return (self.number - 1) * self.limit if self.number else 0
 
-    def total(self, rows, count):
+    def total(self, rows: list[str], count: Callable[[bool], int]) -> int | None:
         """The list's size, by the parameter ``count``: exact, guessed, or None.
 
         ``rows`` are those that were read, with the row too many: a page that isn't full says by
@@ -68,14 +71,15 @@ class Page:
             return self.offset + len(rows)
         return count(how == "estimated")
 
-    def kept_total(self, resource, groups, count):
+    def kept_total(self, resource: str, groups: tuple[str, ...], count: Callable[[], int]) -> int:
         """An exact count from the cache: counted once a filter, not once a page."""
         key = cache.key_of(f"count:{resource}", {k: v for k, v in self.kept.items()
                                                  if k not in ("sort", "order")})
         entry, _, _ = cache.fetch(cache.Known(key, groups, lambda: (str(count()), ())))
         return int(entry.partition(b"\n")[2])
 
-    def render(self, rows, total, next_cursor):
+    def render(self, rows: list[str], total: int | None,
+               next_cursor: str | None) -> tuple[str, Pairs]:
         """(JSON text, headers) of ``{data, pagination}`` and its Link header (RFC 8288)."""
         pages = None if total is None else -(-total // self.limit)
         pagination = {"page": self.number, "limit": self.limit, "total": total, "pages": pages,
@@ -83,7 +87,7 @@ class Page:
         text = f'{{"data": [{", ".join(rows)}], "pagination": {json.dumps(pagination)}}}'
         return text, [("Link", self._links(pages, next_cursor))]
 
-    def link(self, **parameters):
+    def link(self, **parameters: object) -> str:
         """This list's address with the caller's parameters and these."""
         given = {"limit": self.limit} if self.query["limit"] != 20 else {}
         if self.query.get("count", "exact") != "exact":

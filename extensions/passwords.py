@@ -31,15 +31,16 @@ def _begin():
     _hashing = ThreadPoolExecutor(1, "passwords")
 
 
+_hashing: ThreadPoolExecutor
 _begin()
 os.register_at_fork(after_in_child=_begin)  # threads don't come along
 
 
-def normalise(password):
+def normalise(password: str) -> str:
     return unicodedata.normalize("NFC", password)
 
 
-def weakness(password, email=None):
+def weakness(password: str, email: str | None = None) -> str | None:
     """Why a normalised password won't do, or None."""
     if password.lower() in COMMON:
         return "This password is among the most common ones."
@@ -48,11 +49,11 @@ def weakness(password, email=None):
     return None
 
 
-def hashed(password):
+def hashed(password: str) -> str:
     return _hashing.submit(hasher.hash, password).result()
 
 
-def matches(password, password_hash):
+def matches(password: str, password_hash: str | None) -> bool:
     """Whether a password is the right one. Takes the same time whatever it is."""
     try:
         right = _hashing.submit(hasher.verify, password_hash or NOBODY, password).result()
@@ -61,5 +62,5 @@ def matches(password, password_hash):
     return right and password_hash is not None
 
 
-def outdated(password_hash):
+def outdated(password_hash: str) -> bool:
     return hasher.check_needs_rehash(password_hash)

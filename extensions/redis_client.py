@@ -7,9 +7,11 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import redis
-from flask import current_app
+from flask import Flask, current_app
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -44,32 +46,35 @@ class RedisClient:
         """Redis does not answer. Do without. ``asked``: it may have done all the same what it was.
         """
 
-        def __init__(self, asked=False):
+        def __init__(self, asked: bool = False) -> None:
             super().__init__()
             self.asked = asked
 
-    def __init__(self, url, prefix):
+    def __init__(self, url: str | Callable[[], str], prefix: str) -> None:
         self._url = url
         self._tag = f"{{{prefix}}}:"  # one hash slot: a script's keys must share one in a cluster
-        self._client = self._pid = self._beater = self._past = None
+        self._client: Any = None  # a redis.Redis from the first call on
+        self._pid: int | None = None
+        self._beater: int | None = None
+        self._past: bytes | None = None
         self._local = threading.local()
         self._lock = threading.Lock()
         self._here = threading.Event()
         self._here.set()
-        self.away_since = None
+        self.away_since: float | None = None
         self.calls, self.seconds = 0, 0.0  # round trips, and what they took
         self.returns_begun = self.returned = 0  # the number of the last one that is over
         self.on_beat = self.on_return = lambda: None
 
     @property
-    def away(self):
+    def away(self) -> bool:
         return self.away_since is not None
 
-    def key(self, *parts):
+    def key(self, *parts: str) -> str:
         """A key of this shop."""
         return self._tag + ":".join(parts)
 
-    def ask(self, work):
+    def ask(self, work: Callable[[redis.Redis], Any]) -> Any:
         """``work(redis)``. Raises Away."""
         if self._pid != os.getpid():
             self._start()
@@ -82,11 +87,11 @@ class RedisClient:
             self._leave(error)
             raise self.Away(asked=True) from None
 
-    def script(self, source, keys, arguments):
+    def script(self, source: str, keys: list[str], arguments: list) -> Any:
         """Run a Lua script: one round trip. Raises Away."""
         return self.scripts(source, [(keys, arguments)])[0]
 
-    def scripts(self, source, calls):
+    def scripts(self, source: str, calls: list[tuple[list[str], list]]) -> list:
         """Run a Lua script for each ``(keys, arguments)``, all in one round trip. Raises Away."""
         commands = [["EVALSHA", _digest(source), len(keys), *keys, *arguments]
                     for keys, arguments in calls]
@@ -102,11 +107,11 @@ class RedisClient:
             return replies
         return self.ask(run)
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> bool:
         """Wait until Redis is there, ``seconds`` at most. Whether it is."""
         return self._here.wait(max(0, seconds))
 
-    def answers(self):
+    def answers(self) -> bool:
         """Whether there is a Redis for whoever comes now, and takes writes; here it may be away."""
         pool = self._client.connection_pool
         stranger = pool.connection_kwargs | {"redis_connect_func": None}
@@ -189,18 +194,18 @@ class RedisClient:
                 if self.away_since is None:
                     self.on_beat()
                 else:
-                    self._return()
+                    self._return(self.away_since)
             except self.Away:
                 pass
             except Exception:
                 log.exception("the Redis heartbeat failed")
 
-    def _return(self):
+    def _return(self, left):
         """Close the breaker if Redis answers, and only after ``on_return`` has been heard."""
         self.returns_begun += 1
         self.script("return 1", [], [])
         self.on_return()
-        log.warning("Redis is back after %.1f s", time.monotonic() - self.away_since)
+        log.warning("Redis is back after %.1f s", time.monotonic() - left)
         self.returned = self.returns_begun
         self.away_since = None
         self._here.set()
@@ -223,12 +228,12 @@ def _reply(connection):
         return refused
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["redis_client"] = RedisClient(
         app.config["REDIS_URL"] or (lambda: embedded_urls(app)[1]), app.config["REDIS_PREFIX"]
     )
 
 
-def client():
+def client() -> RedisClient:
     """This process's RedisClient."""
     return current_app.extensions["redis_client"]

@@ -1,8 +1,9 @@
 """Settings: read once from the environment, checked together, refused together."""
 import os
 import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from limits import parse_many
@@ -12,11 +13,11 @@ class SettingsError(Exception):
     """One message that names everything that is wrong."""
 
 
-def text(value):
+def text(value: str) -> str:
     return value
 
 
-def flag(value):
+def flag(value: str) -> bool:
     if value.lower() in ("1", "true", "yes", "on"):
         return True
     if value.lower() in ("", "0", "false", "no", "off"):
@@ -24,7 +25,7 @@ def flag(value):
     raise ValueError("must be 1 or 0")
 
 
-def whole(low, high):
+def whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value):
         if not re.fullmatch(r"\d{1,9}", value) or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
@@ -32,7 +33,7 @@ def whole(low, high):
     return parse
 
 
-def one_of(*choices):
+def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value):
         if value not in choices:
             raise ValueError(f"must be one of {', '.join(choices)}")
@@ -40,7 +41,7 @@ def one_of(*choices):
     return parse
 
 
-def limit(value):
+def limit(value: str) -> str:
     try:
         item, = parse_many(value)
         if item.amount > 0 and item.get_expiry() <= 366 * 86400:  # Redis counts in milliseconds
@@ -50,7 +51,7 @@ def limit(value):
     raise ValueError("must be a limit such as '100 per 15 minutes'")
 
 
-def origins(value):
+def origins(value: str) -> list[str]:
     found = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
     for origin in found:
         parts = urlsplit(origin)
@@ -60,31 +61,31 @@ def origins(value):
     return found
 
 
-def mail_server(value):
+def mail_server(value: str) -> str:
     if value and urlsplit(value).scheme not in ("smtp", "smtps"):
         raise ValueError("must look like smtp://user:password@host:587 or smtps://host:465")
     return value
 
 
-def prefix(value):
+def prefix(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", value):
         raise ValueError("must be 1 to 64 of letters, digits, '_', '.', ':' and '-'")
     return value
 
 
-def instant(value):
+def instant(value: str) -> datetime:
     moment = datetime.fromisoformat(value)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def workers(value):
+def workers(value: str) -> int:
     return whole(1, 256)(value) if value else max(2, os.cpu_count() or 1)
 
 
 class Setting(NamedTuple):
     name: str
     default: str
-    parse: object
+    parse: Callable[[str], Any]
     help: str
 
 
@@ -143,13 +144,14 @@ SECRETS = ("DATABASE_URL", "DATABASE_READ_URL", "REDIS_URL", "JWT_SECRET_KEY",
            "JWT_SECRET_KEY_PREVIOUS", "SMTP_URL", "METRICS_TOKEN")
 
 
-def read(environ=None, **overrides):
+def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> dict[str, Any]:
     """Every setting, parsed, as a dict. ``overrides`` (text or ready values) win.
 
     Raises SettingsError with one message that names all that is missing, malformed or weak.
     """
     environ = dict(os.environ if environ is None else environ)
-    values, wrong = {}, []
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
     environ = environ | dict(_from_files(environ, wrong))
     for setting in SETTINGS:
         raw = overrides.get(setting.name, environ.get(setting.name, setting.default))

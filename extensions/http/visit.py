@@ -24,10 +24,10 @@ class Visit:
 
     __slots__ = ("accepts", "address", "caller_id", "counted", "environ", "found", "id", "known",
                  "limits", "method", "path", "problem", "route", "started", "url")
-    known: Any  # the types of these three are of the rooms above
+    known: Any  # the types of these are of the rooms above
     found: Any
+    counted: Any
     limits: list
-    counted: tuple[int, float] | None
     route: str | None
     caller_id: int | None
     problem: Exception | None
