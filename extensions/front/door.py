@@ -10,15 +10,17 @@ To a WSGI server the door is the application. The worker (extensions/front/worke
 requests that arrived together, which cost one call to Redis and one write to the log.
 """
 import json
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from flask import has_request_context, request
+from flask import Flask, has_request_context, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import db
 from extensions import cache, limits
 from extensions.http import compression, errors, headers, metrics
 from extensions.http.errors import Problem
-from extensions.http.visit import Visit
+from extensions.http.visit import Answer, Pairs, Visit
 from extensions.redis_client import RedisClient
 
 
@@ -30,7 +32,7 @@ class Door:
     body), by path. ``notices`` are functions that add to the headers of every answer below a path.
     """
 
-    def __init__(self, app):
+    def __init__(self, app: Flask) -> None:
         config = app.config
         self._app, self._flask = app, app.wsgi_app
         self._limit, self._learned = app.extensions["limits"]["api"], cache.learned(app)
@@ -41,12 +43,15 @@ class Door:
         self._measured = bool(config["METRICS_TOKEN"])
         self._largest = config["MAX_CONTENT_LENGTH"]
         self.log = app.extensions["access_log"]
-        self.ready, self.direct, self.notices, self._proxies = {}, {}, {}, None
+        self.ready: dict[str, Callable[[], dict]] = {}
+        self.direct: dict[str, tuple[str, Callable[[Visit], Answer]]] = {}
+        self.notices: dict[str, Callable[[Visit, Pairs], None]] = {}
+        self._proxies: Any = None
         if proxies := config["TRUSTED_PROXIES"]:  # called for what it does to the environ
-            self._proxies = ProxyFix(lambda environ, start_response: None,
+            self._proxies = ProxyFix(lambda environ, start_response: (),
                                      x_for=proxies, x_proto=proxies, x_host=proxies)
 
-    def __call__(self, environ, start_response):
+    def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
         visit = self.visit(environ)
         answer, = self.answers([visit])
         if answer is None:
@@ -58,13 +63,13 @@ class Door:
         start_response(status, sent)
         return [body]
 
-    def visit(self, environ, started=None):
+    def visit(self, environ: dict, started: float | None = None) -> Visit:
         """The Visit of a request that comes in; ``started`` on time.perf_counter's clock."""
         if self._proxies:
             self._proxies(environ, None)
         return Visit(environ, started)
 
-    def answers(self, visits):
+    def answers(self, visits: list[Visit]) -> list[Answer | None]:
         """For each Visit its (status, headers, body), or None where Flask has to be asked."""
         asking = [visit for visit in visits
                   if visit.path.startswith("/api/") and visit.method != "OPTIONS"]
@@ -79,12 +84,12 @@ class Door:
                 visit.counted, visit.found = count, found
         return self._answered(visits, self._make)
 
-    def answers_again(self, visits):
+    def answers_again(self, visits: list[Visit]) -> list[Answer | None]:
         """As ``answers``, for those whose answer is being computed by somebody else.
 
         Where nobody computes it any longer, the first of them is to: the others wait for that one.
         """
-        seen = {}
+        seen: dict[tuple, cache.Found] = {}
         for visit in visits:
             place = visit.known.key, compression.choose(visit.accepts)
             visit.found = seen.get(place) or cache.look_again(
@@ -97,11 +102,11 @@ class Door:
         self.log.flush()
         return answers
 
-    def refuse(self, visit, problem):
+    def refuse(self, visit: Visit, problem: Problem) -> Answer:
         """The (status, headers, body) of a problem."""
         return self._finished(visit, *errors.render(problem, visit.shown_path, visit.id))
 
-    def ask(self, visit, start_response):
+    def ask(self, visit: Visit, start_response: Callable) -> Iterable[bytes]:
         """The answer of whoever has to make it, as WSGI has it: this may take its time.
 
         The line of the log waits for the caller's ``log.flush()``.
@@ -187,5 +192,5 @@ class Door:
         self.log.note(visit, status[:3])
 
 
-def init_app(app):
-    app.extensions["door"] = app.wsgi_app = Door(app)
+def init_app(app: Flask) -> None:
+    app.extensions["door"] = app.wsgi_app = Door(app)  # type: ignore[method-assign] # Flask's way

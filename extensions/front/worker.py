@@ -21,7 +21,10 @@ import resource
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
+from types import FrameType
+from typing import Any
 
 from gunicorn import glogging, util
 from gunicorn.http import errors, message, unreader, wsgi
@@ -31,6 +34,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from extensions.cache import POLL_SECONDS
 from extensions.http import metrics
 from extensions.http.errors import Problem
+from extensions.http.visit import Answer, Pairs, Visit
 
 HEAD_SECONDS, BODY_SECONDS = 10, 30  # for a head from its first byte, and then for the body
 READ_SECONDS = 60  # for the client to take some of an answer
@@ -62,7 +66,10 @@ class Connection:
     __slots__ = ("address", "closes", "data", "deadline", "end", "eof", "out", "problem", "request",
                  "scanned", "server", "sock", "state", "taken", "watched")
 
-    def __init__(self, sock, address, server):
+    request: Any  # a Request or an Unread
+    problem: Problem | None
+
+    def __init__(self, sock: socket.socket, address: Any, server: Any) -> None:
         self.sock, self.address, self.server = sock, address, server
         self.state, self.deadline = HEAD, time.monotonic() + HEAD_SECONDS
         self.data, self.out = bytearray(), b""
@@ -78,9 +85,10 @@ class Connection:
 class Request(message.Request):
     """gunicorn's, which remembers the headers that clients send again and again."""
 
-    _seen = {}
+    _seen: dict[tuple, tuple] = {}
+    scheme: str
 
-    def parse_headers(self, data, from_trailer=False):
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
         if from_trailer or len(data) > 1024:
             return super().parse_headers(data, from_trailer)
         key = data, _host(self.peer_addr)  # whom gunicorn may believe more, or less
@@ -93,7 +101,7 @@ class Request(message.Request):
         headers, self.scheme = seen
         return headers
 
-    def set_body_reader(self):
+    def set_body_reader(self) -> None:
         super().set_body_reader()
         hosts, codings = 0, []
         for name, value in self.headers:
@@ -115,28 +123,30 @@ class Unread:
     """In place of a request whose head can't be parsed: what its first line lets be told."""
 
     version = 1, 1
+    method: str
+    uri: str
 
-    def __init__(self, data):
+    def __init__(self, data: bytes | bytearray) -> None:
         line = _FIRST_LINE.match(data)
         self.method, self.uri = (part.decode() for part in line.groups()) if line else ("-", "/")
 
-    def environ(self, address):
+    def environ(self, address: Any) -> dict:
         path, _, query = self.uri.partition("?")
         return {"REQUEST_METHOD": self.method, "PATH_INFO": util.unquote_to_wsgi_str(path),
                 "QUERY_STRING": query, "REMOTE_ADDR": _host(address)}
 
-    def should_close(self):
+    def should_close(self) -> bool:
         return True
 
 
 class Gathered(unreader.Unreader):
     """What has arrived of a request, for gunicorn's parser: there is no more to come."""
 
-    def __init__(self, data):
+    def __init__(self, data: bytes | bytearray) -> None:
         self.buf = io.BytesIO()
         self.buf.write(data)
 
-    def chunk(self, size_hint=None):
+    def chunk(self, size_hint: int | None = None) -> bytes:
         return b""
 
 
@@ -145,7 +155,7 @@ class Response(wsgi.Response):
 
     _text = None
 
-    def process_headers(self, headers):
+    def process_headers(self, headers: Pairs) -> None:
         text = "".join([f"{name}: {value}\r\n" for name, value in headers])
         names = [name.lower() for name, _ in headers]
         if not _SOUND.fullmatch(text) or text.count("\r\n") != len(headers) \
@@ -156,7 +166,7 @@ class Response(wsgi.Response):
             self.response_length = int(headers[names.index("content-length")][1])
         self.headers, self._text = headers, text
 
-    def default_headers(self):
+    def default_headers(self) -> list[str]:
         minor = min(self.req.version[1], 1)  # RFC 9110, 2.5: what the server conforms to
         lines = [f"HTTP/1.{minor} {self.status}\r\nServer: {self.version}\r\n"
                  f"Date: {_date(int(time.time()))}\r\n"
@@ -165,11 +175,11 @@ class Response(wsgi.Response):
             lines.append("Transfer-Encoding: chunked\r\n")
         return lines
 
-    def send_headers(self):
+    def send_headers(self) -> None:
         if not self.headers_sent:
             self.sock.sendall(self._head())
 
-    def whole(self, body):
+    def whole(self, body: bytes) -> bytes:
         """The bytes of the answer, whose body is there to its end."""
         return self._head() + (b"" if self._omits_body else body)
 
@@ -181,12 +191,15 @@ class Response(wsgi.Response):
         return "".join([*self.default_headers(), text, "\r\n"]).encode("latin-1")
 
 
+Entered = tuple[Visit, Connection, Request | Unread, Response]
+
+
 @functools.lru_cache(maxsize=2)
 def _date(second):
     return util.http_date(second)
 
 
-def contained(method):
+def contained(method: Callable) -> Callable:
     """A method of the loop's whose fault ends the connection that it is about, not the worker."""
     @functools.wraps(method)
     def call(self, conn, *args):
@@ -204,11 +217,14 @@ def contained(method):
 class Worker(ThreadWorker):
     """The loop. Only it touches the poller; a thread has a connection while that is BUSY."""
 
-    def init_process(self):
+    def init_process(self) -> None:
         # Config looks every setting up by its name, some twenty times a request.
-        vars(self.cfg).update({name: s.get() for name, s in self.cfg.settings.items()})
-        self.connections, self.arrived, self.waiting, self.held = {}, [], [], 0
-        self.working = set()  # the connections that threads have
+        self.cfg.__dict__.update({name: s.get() for name, s in self.cfg.settings.items()})
+        self.connections: dict[Connection, bool] = {}
+        self.arrived: list[tuple[Connection, float]] = []
+        self.waiting: list[Entered] = []
+        self.held = 0
+        self.working: set[Connection] = set()  # those that threads have
         self.looked = self.notified = self.sampled = self.asked_again = 0.0
         # Beside clients there are Redis, the database, logs and whatever a view opens.
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -216,7 +232,7 @@ class Worker(ThreadWorker):
         self.worker_connections = max(1, min(CONNECTIONS, files - min(200, files // 2)))
         super().init_process()
 
-    def load_wsgi(self):
+    def load_wsgi(self) -> None:
         super().load_wsgi()
         app = self.app.wsgi()
         self.door, self.draining = app.extensions["door"], app.extensions["draining"]
@@ -224,7 +240,7 @@ class Worker(ThreadWorker):
         self.sampler = app.extensions.get("sampler")
         self.drain_seconds, self.leaves = app.config["DRAIN_SECONDS"], None
 
-    def handle_exit(self, sig, frame):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: say 'draining' to whoever asks, for a while, and leave then."""
         self.draining.set()
         if self.drain_seconds and self.alive:
@@ -232,7 +248,7 @@ class Worker(ThreadWorker):
         else:
             super().handle_exit(sig, frame)
 
-    def notify(self):
+    def notify(self) -> None:
         now = time.monotonic()
         if now - self.notified > 0.5:
             self.notified = now
@@ -240,7 +256,7 @@ class Worker(ThreadWorker):
 
     # Reading
 
-    def accept(self, listener):
+    def accept(self, listener: Any) -> bool:
         """Let a client in. Whether there was one."""
         if self.cfg.is_ssl:
             before = self.nr_conns
@@ -264,13 +280,13 @@ class Worker(ThreadWorker):
         return True
 
     @contained
-    def begin(self, conn):
+    def begin(self, conn: Connection) -> None:
         conn.sock.setblocking(True)  # for threads that send; the loop says MSG_DONTWAIT
         if conn.sock.family != socket.AF_UNIX:
             conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.watch(conn, selectors.EVENT_READ)
 
-    def wait_for_and_dispatch_events(self, timeout):
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
         wait = POLL_SECONDS if self.waiting else min(timeout, LOOK_SECONDS)
         super().wait_for_and_dispatch_events(0 if self.arrived else wait)
         self.door.log.flush()
@@ -283,7 +299,7 @@ class Worker(ThreadWorker):
             self.asked_again = time.monotonic()
 
     @contained
-    def ready(self, conn, sock):
+    def ready(self, conn: Connection, sock: socket.socket) -> None:
         """The poller's word: there is something to read, or room to write."""
         if conn not in self.connections:  # dropped since the poller spoke
             return
@@ -316,7 +332,7 @@ class Worker(ThreadWorker):
             else:
                 self.drop(conn)
 
-    def gather(self, conn):
+    def gather(self, conn: Connection) -> None:
         """See whether a request has arrived whole, or is to be refused before it has."""
         if conn.state == IDLE:
             self.release(conn)
@@ -332,7 +348,7 @@ class Worker(ThreadWorker):
             if whole:
                 self.arrive(conn)
 
-    def whole(self, conn):
+    def whole(self, conn: Connection) -> bool:
         """Whether a request is there to its end. Raises a Problem where it never shall be."""
         data = conn.data
         if conn.request is None:
@@ -353,7 +369,7 @@ class Worker(ThreadWorker):
             conn.end = self.end_of_chunks(conn)
         return 0 <= conn.end <= len(data)
 
-    def head(self, conn):
+    def head(self, conn: Connection) -> Request | None:
         """Take a request's head out of ``data``, parsed, or None while it isn't there."""
         data = conn.data
         while data[:2] == b"\r\n":  # an empty line in front is passed over (RFC 9112, 2.2)
@@ -377,7 +393,7 @@ class Worker(ThreadWorker):
         self.held -= end + 4
         return request
 
-    def end_of_chunks(self, conn):
+    def end_of_chunks(self, conn: Connection) -> int:
         """Where a body in chunks ends, or -1 while that isn't known (RFC 9112, 7.1).
 
         What gunicorn's parser would not take is refused here: a view may never read its body.
@@ -386,10 +402,10 @@ class Worker(ThreadWorker):
         if len(data) > self.largest + FRAMING:
             raise Problem("payload_too_large")
         while (line := data.find(b"\r\n", conn.scanned, conn.scanned + LARGEST_LINE)) >= 0:
-            size = _CHUNK.fullmatch(data, conn.scanned, line)
-            if not size:
+            found = _CHUNK.fullmatch(data, conn.scanned, line)
+            if not found:
                 raise Problem("bad_request")
-            size = int(size[1], 16)
+            size = int(found[1], 16)
             if size == 0:
                 return self.end_of_trailers(conn, line)
             if size > self.largest:
@@ -404,7 +420,7 @@ class Worker(ThreadWorker):
             raise Problem("bad_request")
         return -1
 
-    def end_of_trailers(self, conn, line):
+    def end_of_trailers(self, conn: Connection, line: int) -> int:
         """Where the trailers end, if there are any, behind the end of the last chunk's line."""
         data = conn.data
         end = data.find(b"\r\n\r\n", line, line + LARGEST_HEAD)
@@ -421,7 +437,7 @@ class Worker(ThreadWorker):
                 raise _problem_of(error)
         return end + 4
 
-    def refuse(self, conn, problem):
+    def refuse(self, conn: Connection, problem: Problem) -> None:
         """Answer with a problem, and close: where another request would begin isn't known."""
         conn.problem = problem
         if conn.request is None:
@@ -430,18 +446,18 @@ class Worker(ThreadWorker):
         conn.data, conn.end = bytearray(), 0
         self.arrive(conn)
 
-    def arrive(self, conn):
+    def arrive(self, conn: Connection) -> None:
         conn.state = BUSY
         self.arrived.append((conn, time.perf_counter()))
 
     # Answering
 
-    def serve(self, arrived):
+    def serve(self, arrived: list[tuple[Connection, float]]) -> None:
         """Have requests that arrived together answered, by the door or by the threads."""
         self.knock([entered for arrival in arrived if (entered := self.enter(*arrival))],
                    self.door.answers)
 
-    def knock(self, asked, door):
+    def knock(self, asked: list[Entered], door: Callable) -> None:
         if not asked:
             return
         try:
@@ -458,7 +474,7 @@ class Worker(ThreadWorker):
             self.answer(conn, visit, request, response, answer)
 
     @contained
-    def enter(self, conn, started):
+    def enter(self, conn: Connection, started: float) -> Entered | None:
         """(visit, conn, request, response) of a request; None if it has to be refused yet."""
         request, conn.request = conn.request, None
         if isinstance(request, Unread):
@@ -487,7 +503,8 @@ class Worker(ThreadWorker):
         return visit, conn, request, response
 
     @contained
-    def answer(self, conn, visit, request, response, answer):
+    def answer(self, conn: Connection, visit: Visit, request: Request | Unread, response: Response,
+               answer: Answer | None) -> None:
         if answer is None:
             if visit.found and visit.found.busy:
                 # In a thread it could keep out the very request that it waits for.
@@ -501,7 +518,8 @@ class Worker(ThreadWorker):
         conn.closes = response.should_close()
         self.finish(conn, response.whole(body))
 
-    def work(self, queued, visit, conn, request, response):
+    def work(self, queued: float, visit: Visit, conn: Connection, request: Request | Unread,
+             response: Response) -> None:
         """Have a request answered, in a thread."""
         data = b""
         if self.sampler:
@@ -539,7 +557,7 @@ class Worker(ThreadWorker):
             self.method_queue.defer(self.go_on, conn)
 
     @contained
-    def finish(self, conn, data):
+    def finish(self, conn: Connection, data: bytes) -> None:
         """Send an answer, or what is left of it; then be ready for the next request, or part."""
         self.release(conn)
         if not self.send(conn, data):
@@ -552,7 +570,7 @@ class Worker(ThreadWorker):
             if conn.data or conn.eof or conn.watched != selectors.EVENT_READ:
                 self.go_on(conn)
 
-    def send(self, conn, data):
+    def send(self, conn: Connection, data: bytes) -> bool:
         """Send as much as the socket takes at once. Whether that was everything."""
         data = conn.out + data if conn.out else data
         try:
@@ -565,19 +583,19 @@ class Worker(ThreadWorker):
         conn.out = data[sent:]
         return not conn.out
 
-    def flush(self, conn):
+    def flush(self, conn: Connection) -> None:
         left = len(conn.out)
         if self.send(conn, b""):
             self.finish(conn, b"")
         elif len(conn.out) < left:
             conn.deadline = time.monotonic() + READ_SECONDS
 
-    def rest(self, conn):
+    def rest(self, conn: Connection) -> None:
         conn.deadline = time.monotonic() + (self.cfg.keepalive if self.alive else CLOSE_SECONDS)
         conn.state = IDLE
 
     @contained
-    def go_on(self, conn):
+    def go_on(self, conn: Connection) -> None:
         """With the loop again: what came while the answer was made."""
         if conn.state != IDLE:
             return
@@ -589,7 +607,7 @@ class Worker(ThreadWorker):
         elif not conn.eof:
             self.watch(conn, selectors.EVENT_READ)
 
-    def part(self, conn):
+    def part(self, conn: Connection) -> None:
         """Close this side, and wait for the client's: a reset would take the answer with it."""
         if conn.eof:
             self.drop(conn)
@@ -599,12 +617,12 @@ class Worker(ThreadWorker):
             conn.sock.shutdown(socket.SHUT_WR)
         self.watch(conn, selectors.EVENT_READ)
 
-    def release(self, conn):
+    def release(self, conn: Connection) -> None:
         """Count a body no longer: its request has been answered."""
         self.held -= conn.taken
         conn.taken = 0
 
-    def drop(self, conn):
+    def drop(self, conn: Connection) -> None:
         if not self.connections.pop(conn, False):
             return
         self.release(conn)
@@ -615,7 +633,7 @@ class Worker(ThreadWorker):
         finally:
             conn.sock.close()
 
-    def watch(self, conn, events):
+    def watch(self, conn: Connection, events: int) -> None:
         if events == conn.watched:
             return
         if not events:
@@ -628,7 +646,7 @@ class Worker(ThreadWorker):
 
     # Time
 
-    def murder_keepalived(self, force=False):
+    def murder_keepalived(self, force: bool = False) -> None:
         """End what has waited too long."""
         super().murder_keepalived(force)  # behind TLS
         now = time.monotonic()
@@ -649,13 +667,13 @@ class Worker(ThreadWorker):
                 self.expire(conn, force)
 
     @contained
-    def expire(self, conn, force):
+    def expire(self, conn: Connection, force: bool) -> None:
         if conn.state in (HEAD, BODY) and (conn.data or conn.request) and not force:
             self.refuse(conn, Problem("request_timeout"))
         else:
             self.drop(conn)
 
-    def shed(self):
+    def shed(self) -> None:
         """Part with some of those who wait longest: others want to come in.
 
         Not with who has just come in or been answered: a request may lie there unread.
@@ -686,7 +704,7 @@ class Worker(ThreadWorker):
 class Log(glogging.Logger):
     """gunicorn's own messages, as lines like all others, to where they go."""
 
-    def setup(self, cfg):
+    def setup(self, cfg: Any) -> None:
         self.cfg, self.loglevel = cfg, self.LOG_LEVELS[cfg.loglevel]
         self._access_log_enabled = False  # the door has its own
         self.error_log = logging.getLogger("shopfront.gunicorn")
