@@ -6,8 +6,12 @@ said again: refusals, headers and operation ids follow from it. ``@raises`` name
 import copy
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from flask import Flask
+from flask_smorest import Api
 from marshmallow import fields
 
 from extensions.http.arguments import Id, UserId
@@ -40,7 +44,7 @@ DATE = "(19[7-9]|20[0-9]|21[0-9])[0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 TIME = (r"T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
         "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?")
 
-def spec_kwargs(version):
+def spec_kwargs(version: str) -> dict[str, str]:
     return {"title": TITLE, "version": f"{version[1:]}.0.0", "openapi_version": "3.1.0"}
 
 
@@ -54,7 +58,7 @@ SERVICE = {
 }
 
 
-def prepare(api):
+def prepare(api: Api) -> None:
     """Teach a flask-smorest Api the shop's own types. Call it before registering blueprints."""
     api.DEFAULT_ERROR_RESPONSE_NAME = None
     api.register_field(own.Money, "string", None)
@@ -91,7 +95,7 @@ def _line_pattern(field, low):
     return rf"^[^{refused}]*" + (black * low if isinstance(field, own.Line) else "") + "$"
 
 
-def document(app, version):
+def document(app: Flask, version: str) -> dict:
     """The finished document of a version, as a dict."""
     spec = copy.deepcopy(app.extensions["apis"][version].spec.to_dict())
     spec["info"] |= _info(app, version)
@@ -142,7 +146,7 @@ def _info(app, version):
             "contact": {"name": TITLE, "url": "https://shopfront.example"}}
 
 
-def operations(app, version):
+def operations(app: Flask, version: str) -> Iterator[tuple[str, str, Callable]]:
     """(path in the document, method, view function) of every operation of a version."""
     paths = app.extensions["apis"][version].spec.to_dict()["paths"]
     paths = paths | {path: {"get"} for path in SERVICE}
@@ -150,7 +154,7 @@ def operations(app, version):
         path = re.sub(r"<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule.rule)
         function = app.view_functions[rule.endpoint]
         for method in paths.get(path, ()):
-            if method.upper() in rule.methods:
+            if method.upper() in (rule.methods or ()):
                 view = getattr(getattr(function, "view_class", None), method, function)
                 yield _readable(path).replace("{version}", version), method, view
 
@@ -172,7 +176,8 @@ def _service(path, answer):
 class Operation:
     """One operation: its place, the view behind it, and what the document says of it so far."""
 
-    def __init__(self, components, version, path, method, view, said):
+    def __init__(self, components: dict, version: str, path: str, method: str, view: Any,
+                 said: dict) -> None:
         self.components, self.version, self.path = components, version, path
         self.method, self.view, self.said = method, view, said
         self.resource = said["tags"][0].removeprefix(f"{version}_")
@@ -188,7 +193,7 @@ class Operation:
         if not self.limited:
             self.headers["RateLimit"] = _reference("headers", "Unlimited")
 
-    def finish(self):
+    def finish(self) -> None:
         said = self.said
         said["tags"] = [self.resource]
         said["operationId"] = _operation_id(self.method, self.view)
@@ -206,7 +211,7 @@ class Operation:
         said["responses"] = dict(sorted([*self.answers(), *self.problems()]))
         self.finish_parameters()
 
-    def finish_body(self):
+    def finish_body(self) -> None:
         body = self.said["requestBody"]
         body["required"] = True
         json_body = body["content"][JSON]
@@ -221,7 +226,7 @@ class Operation:
                 name: _in_form(field) for name, field in fields_.items()}}
             body["content"][FORM] = {"schema": form, "example": EXAMPLES[_shape(json_body)]}
 
-    def finish_parameters(self):
+    def finish_parameters(self) -> None:
         parameters = self.said.setdefault("parameters", [])
         for parameter in parameters:
             _finish_parameter(parameter)
@@ -229,7 +234,7 @@ class Operation:
                 "If-None-Match": "304" in self.said["responses"], "X-Request-ID": True}
         parameters += [_reference("parameters", name) for name, wanted in sent.items() if wanted]
 
-    def answers(self):
+    def answers(self) -> Iterator[tuple[str, dict]]:
         """(status, response) below 400."""
         for status, response in self.said["responses"].items():
             if not str(status).startswith("2"):
@@ -245,7 +250,7 @@ class Operation:
             if "ETag" in headers and self.method == "get":
                 yield "304", {"description": "Not Modified: you have it", "headers": headers}
 
-    def answer_headers(self, status, content, shape):
+    def answer_headers(self, status: int, content: dict, shape: str) -> Iterator[str]:
         """The names of the headers that only this answer has."""
         if content:
             yield "Cache-Control"
@@ -262,9 +267,9 @@ class Operation:
             if self.idempotent:
                 yield "Idempotent-Replayed"
 
-    def problems(self):
+    def problems(self) -> Iterator[tuple[str, dict]]:
         """(status, response) from 400 on: one for all codes that share a status."""
-        by_status = {}
+        by_status: dict[int, list[str]] = {}
         for code in sorted(self.codes()):
             by_status.setdefault(PROBLEMS[code][0], []).append(code)
         kind = ("" if self.limited else "Unlimited") + ("V1Users" if self.deprecated else "")
@@ -283,7 +288,7 @@ class Operation:
             })
             yield str(status), _reference("responses", key)
 
-    def codes(self):
+    def codes(self) -> set[str]:
         """Every problem that the operation can answer."""
         codes = set(getattr(self.view, "problems", ()))
         if self.limited:
@@ -346,7 +351,7 @@ def _streams(records):
     }
 
 
-def problem_example(code):
+def problem_example(code: str) -> dict:
     status, title, meaning = PROBLEMS[code]
     return {"type": f"/problems/{code}", "title": title, "status": status, "detail": meaning,
             "instance": "/api/v1/products", "code": code, "request_id": "0f9c2b7e", "error": title}

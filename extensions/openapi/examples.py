@@ -74,7 +74,7 @@ EXAMPLES = {
 
 _TAG = {"schema": {"type": "string", "minLength": 1, "maxLength": 1024},
         "example": '"3f2a9c0b7d61e5a4c8b90f12"'}
-PARAMETERS = {
+PARAMETERS: dict[str, dict] = {
     "If-Match": _TAG | {"description": "Change it only if it still has this tag"},
     "If-None-Match": _TAG | {"description": "Answer 304 if it still has this tag"},
     "X-Request-ID": {
