@@ -14,6 +14,8 @@ from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from urllib.parse import unquote, urlsplit
 
+from flask import Flask
+
 import db
 
 log = logging.getLogger("shopfront.mail")
@@ -48,18 +50,18 @@ SMTP_SECONDS = 10
 class Mail:
     """The queue."""
 
-    def __init__(self, app):
+    def __init__(self, app: Flask) -> None:
         self.app = app
 
-    def enqueue(self, conn, purpose, email):
+    def enqueue(self, conn: db.Connection, purpose: str, email: str) -> None:
         """Queue a mail in the caller's transaction. Call ``wake`` after the commit."""
         queries.enqueue(conn, purpose=purpose, email=email)
 
-    def wake(self):
+    def wake(self) -> None:
         """Have what is queued sent soon, by this process's upkeep."""
         self.app.extensions["upkeep"].wake()
 
-    def send_due(self):
+    def send_due(self) -> tuple[int, int]:
         """Send all that is due. Returns (sent, failed)."""
         sent = failed = 0
         database = self.app.extensions["db"]
@@ -113,17 +115,17 @@ class Mail:
             log.info("no SMTP_URL: the mail is in %s", file)
 
 
-def deliver(url, message):
+def deliver(url: str, message: EmailMessage) -> None:
     """Hand a message to an SMTP server. ``smtps`` is TLS from the start, ``smtp`` with STARTTLS
     wherever the server offers it, and always when there is a password to send."""
     parts = urlsplit(url)
     context = ssl.create_default_context()
+    server: smtplib.SMTP
+    host = parts.hostname or ""
     if parts.scheme == "smtps":
-        server = smtplib.SMTP_SSL(
-            parts.hostname, parts.port or 465, timeout=SMTP_SECONDS, context=context
-        )
+        server = smtplib.SMTP_SSL(host, parts.port or 465, timeout=SMTP_SECONDS, context=context)
     else:
-        server = smtplib.SMTP(parts.hostname, parts.port or 25, timeout=SMTP_SECONDS)
+        server = smtplib.SMTP(host, parts.port or 25, timeout=SMTP_SECONDS)
     with server:
         server.ehlo()
         if parts.scheme == "smtp" and (server.has_extn("starttls") or parts.username):
@@ -133,10 +135,10 @@ def deliver(url, message):
         server.send_message(message)
 
 
-def token_hash(token):
+def token_hash(token: str) -> bytes:
     """What is stored of a token. It has 256 random bits, so a plain hash can't be searched."""
     return hashlib.sha256(token.encode()).digest()
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["mail"] = Mail(app)

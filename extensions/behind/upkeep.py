@@ -9,6 +9,7 @@ import time
 
 import psycopg
 import psycopg_pool
+from flask import Flask
 
 import db
 
@@ -20,18 +21,18 @@ SECONDS = 60
 class Upkeep:
     """``wake`` has the mail queue looked at soon; ``start`` has everything done each minute."""
 
-    def __init__(self, app):
+    def __init__(self, app: Flask) -> None:
         self._app = app
         self._wake = threading.Event()
         self._lock = threading.Lock()
-        self._thread = None
+        self._thread: threading.Thread | None = None
         self._chores = False
 
-    def start(self):
+    def start(self) -> None:
         self._chores = True
         self.wake(now=False)
 
-    def wake(self, now=True):
+    def wake(self, now: bool = True) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind
                 self._thread = threading.Thread(target=self._run, daemon=True)
@@ -57,7 +58,7 @@ class Upkeep:
                 log.exception("upkeep failed")  # and goes on next time
 
 
-def tidy(app):
+def tidy(app: Flask) -> None:
     """Remove what has expired, fold counts, and seal the sums of days that are over."""
     for query in (queries.expire_keys, queries.expire_sessions, queries.expire_failures,
                   queries.expire_mail, queries.fold_counts):
@@ -68,6 +69,6 @@ def tidy(app):
         queries.seal_sales(conn)
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["upkeep"] = Upkeep(app)
     app.extensions["db_upkeep"] = app.extensions["db"].without_timeout()
