@@ -62,9 +62,13 @@ def origins(value: str) -> list[str]:
 
 
 def mail_server(value: str) -> str:
-    if value and urlsplit(value).scheme not in ("smtp", "smtps"):
-        raise ValueError("must look like smtp://user:password@host:587 or smtps://host:465")
-    return value
+    try:
+        parts = urlsplit(value)
+        if not value or (parts.scheme in ("smtp", "smtps") and parts.hostname and parts.port != 0):
+            return value
+    except ValueError:  # what is no port may be a part of the password, and is not told
+        pass
+    raise ValueError("must look like smtp://user:password@host:587 or smtps://host:465")
 
 
 def prefix(value: str) -> str:

@@ -81,7 +81,8 @@ def test_a_malformed_limit_is_refused(name, value):
     ("ACCESS_TOKEN_MINUTES", "1.5"), ("REFRESH_TOKEN_DAYS", "0"), ("POOL_MAX_SIZE", "1e3"),
     ("STATEMENT_TIMEOUT_MS", "99"), ("REPORT_CONCURRENCY", " 2"), ("REQUIRE_IF_MATCH", "maybe"),
     ("ALLOWED_ORIGINS", "https://shop.example.com/path"), ("ALLOWED_ORIGINS", "ftp://shop"),
-    ("SMTP_URL", "mail.example.com:25"), ("V1_USERS_SUNSET", "soon"),
+    ("SMTP_URL", "mail.example.com:25"), ("SMTP_URL", "smtp://user:password@"),
+    ("SMTP_URL", "smtp://mail.example.com:mail"), ("V1_USERS_SUNSET", "soon"),
 ])
 def test_a_malformed_setting_is_refused(name, value):
     assert name in complaint(**{name: value})
