@@ -143,7 +143,9 @@ def set_role(email, role):
         try:
             locked(conn, user_id, demotes=role == "user")
         except Problem as problem:
-            raise click.ClickException(problem.detail) from None
+            # It has no detail where the account is gone since it was found.
+            raise click.ClickException(
+                problem.detail or f"No account has the address {email}.") from None
         accounts.set_role(conn, id=user_id, role=role)
     note("role_changed", user_id=user_id, role=role)
     click.echo(f"{email} is {role} now.")
