@@ -1,5 +1,6 @@
 """The API on one screen: which blueprints each version serves, in the order of its document."""
 import flask_smorest
+from flask import Flask
 
 from blueprints import docs, health
 from blueprints.v1 import auth, categories, products, reports, transactions, users
@@ -21,7 +22,7 @@ class Api(flask_smorest.Api):
         pass
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     """Mount every version under /api, and what has no version at the root."""
     for version, blueprints in VERSIONS.items():
         api = Api(app, config_prefix=version, spec_kwargs=openapi.spec_kwargs(version))

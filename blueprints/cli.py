@@ -1,7 +1,7 @@
 """``flask users`` and ``flask mail``: what an operator does without the API."""
 import click
 import psycopg
-from flask import current_app
+from flask import Flask, current_app
 from marshmallow import ValidationError
 
 import db
@@ -18,19 +18,19 @@ users = Commands("users", help="Accounts.")
 mail = Commands("mail", help="The mail queue.")
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.cli.add_command(users)
     app.cli.add_command(mail)
 
 
-def find(conn, email):
+def find(conn: db.Connection, email: str) -> int:
     user_id = accounts.find(conn, email=email.strip().lower())
     if user_id is None:
         raise click.ClickException(f"No account has the address {email}.")
     return user_id
 
 
-def note(name, **facts):
+def note(name: str, **facts: object) -> None:
     security.info(name, extra={"event": name, "address": "command line", **facts})
 
 
@@ -39,7 +39,7 @@ def note(name, **facts):
 @click.option("--name", default="Administrator", show_default=True)
 @click.option("--admin", is_flag=True, help="With the role of an administrator.")
 @click.password_option(help="Asked for where it isn't given.")
-def create(email, name, admin, password):
+def create(email: str, name: str, admin: bool, password: str) -> None:
     """Create a user whose address needs no confirmation."""
     role = "admin" if admin else "user"
     try:
@@ -48,7 +48,7 @@ def create(email, name, admin, password):
         )
     except ValidationError as error:
         raise click.ClickException("; ".join(
-            f"{field}: {' '.join(messages)}" for field, messages in error.messages.items()
+            f"{field}: {' '.join(messages)}" for field, messages in error.messages_dict.items()
         )) from None
     with db.connection() as conn:
         data["password_hash"] = acceptable(data.pop("password"), data["email"])
@@ -63,7 +63,7 @@ def create(email, name, admin, password):
 @users.command("list")
 @click.option("--role", type=click.Choice(["user", "admin"]))
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
-def list_(role, limit):
+def list_(role: str | None, limit: int) -> None:
     """List users."""
     with db.reading() as conn:
         for row in accounts.list(conn, role=role, limit=limit):
@@ -74,14 +74,14 @@ def list_(role, limit):
 
 @users.command()
 @click.argument("email")
-def promote(email):
+def promote(email: str) -> None:
     """Make a user an administrator."""
     set_role(email, "admin")
 
 
 @users.command()
 @click.argument("email")
-def demote(email):
+def demote(email: str) -> None:
     """Make an administrator a user; not the last one."""
     set_role(email, "user")
 
@@ -89,7 +89,7 @@ def demote(email):
 @users.command("password")
 @click.argument("email")
 @click.password_option(help="Asked for where it isn't given.")
-def password_(email, password):
+def password_(email: str, password: str) -> None:
     """Set a user's password; every session ends."""
     with db.connection() as conn:
         user_id = find(conn, email)
@@ -104,7 +104,7 @@ def password_(email, password):
 
 @users.command()
 @click.argument("email")
-def sessions(email):
+def sessions(email: str) -> None:
     """List a user's open sessions."""
     with db.reading() as conn:
         for row in accounts.sessions(conn, id=find(conn, email)):
@@ -116,7 +116,7 @@ def sessions(email):
 @users.command()
 @click.argument("email")
 @click.option("--session", type=click.IntRange(1), help="Only this one.")
-def revoke(email, session):
+def revoke(email: str, session: int | None) -> None:
     """End a user's sessions."""
     with db.connection() as conn:
         user_id = find(conn, email)
@@ -129,7 +129,7 @@ def revoke(email, session):
 
 
 @mail.command()
-def send():
+def send() -> None:
     """Send what is due in the queue."""
     sent, failed = current_app.extensions["mail"].send_due()
     click.echo(f"{sent} sent, {failed} failed.")
@@ -137,7 +137,7 @@ def send():
         raise SystemExit(1)
 
 
-def set_role(email, role):
+def set_role(email: str, role: str) -> None:
     with db.connection() as conn:
         user_id = find(conn, email)
         try:
@@ -151,7 +151,7 @@ def set_role(email, role):
     click.echo(f"{email} is {role} now.")
 
 
-def acceptable(password, email):
+def acceptable(password: str, email: str) -> str:
     """The hash of a password that meets the rules; one clear line for one that doesn't."""
     password = passwords.normalise(password)
     if not 8 <= len(password) <= 128:

@@ -3,9 +3,12 @@ import csv
 import functools
 import os
 import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
 
 import click
-from flask import json
+from flask import Flask, json
 from flask.cli import AppGroup
 from marshmallow import ValidationError
 
@@ -26,7 +29,7 @@ NEEDED = {"sku", "name", "price"}
 SHOWN = 1000
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.cli.add_command(products)
     app.cli.add_command(reports)
 
@@ -34,7 +37,7 @@ def init_app(app):
 @products.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
-def import_(file, dry_run):
+def import_(file: str, dry_run: bool) -> None:
     """Create or change products from a CSV file, by SKU: all of them or none.
 
     The file has a header line with sku, name and price, and may have description, stock and
@@ -65,7 +68,7 @@ def import_(file, dry_run):
 
 
 @products.command("export")
-def export():
+def export() -> None:
     """Write the products that have a SKU as CSV to standard output, in the form that import reads.
     """
     with db.reports().snapshot() as conn:
@@ -78,13 +81,14 @@ def export():
         click.echo(f"{nameless:,} without a SKU left out.", err=True)
 
 
-def copy_in(conn, file):
+def copy_in(conn: db.Connection, file: str) -> list[str]:
     """COPY a CSV file into the staging table. Returns its columns."""
     size = os.path.getsize(file)
     with open(file, newline="", encoding="utf-8-sig") as text, \
             click.progressbar(length=size, label="reading", hidden=not sys.stderr.isatty(),
                               file=sys.stderr) as bar:
         rows = csv.reader(text, strict=True)
+        raw: Any = text.buffer  # a file's, which can tell where it is
         try:
             columns = [name.strip().lower() for name in next(rows, [])]
             check_columns(columns)
@@ -98,14 +102,14 @@ def copy_in(conn, file):
                         copy.write_row([line, *cells(columns, row)])
                     line = rows.line_num + 1
                     if number % 1000 == 0:
-                        bar.update(text.buffer.tell() - bar.pos)
+                        bar.update(raw.tell() - bar.pos)
         except (csv.Error, UnicodeDecodeError) as error:
             raise click.ClickException(f"line {rows.line_num}: {error}") from None
         bar.update(size - bar.pos)
     return columns
 
 
-def check_columns(columns):
+def check_columns(columns: list[str]) -> None:
     if unknown := [name for name in columns if name not in COLUMNS]:
         raise click.ClickException(f"Unknown columns: {', '.join(unknown)}.")
     if missing := NEEDED - set(columns):
@@ -114,7 +118,7 @@ def check_columns(columns):
         raise click.ClickException("A column stands in the header twice.")
 
 
-def cells(columns, row):
+def cells(columns: list[str], row: list[str]) -> list[str | None]:
     """A row's cells in the order of COLUMNS, without white space around, and what is wrong."""
     wrong = None
     if len(row) != len(columns):
@@ -132,14 +136,15 @@ class When(click.ParamType):
 
     name = "date"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: str, param: click.Parameter | None,
+                ctx: click.Context | None) -> datetime:
         try:
             return Moment().deserialize(value)
         except ValidationError as error:
             self.fail(error.messages[0])
 
 
-def window(command):
+def window(command: Callable) -> Callable:
     """``--from`` and ``--to``, which has to come later."""
     @functools.wraps(command)
     def checked(start_date, end_date, **kwargs):
@@ -156,7 +161,7 @@ def window(command):
 @window
 @click.option("--format", "kind", type=click.Choice(["csv", "json", "ndjson"]), default="csv",
               show_default=True)
-def transactions(kind, **dates):
+def transactions(kind: str, **dates: datetime) -> None:
     """Write every item sold to standard output."""
     with db.reports().snapshot() as conn:
         for block in stream(conn, kind, dates):
@@ -170,7 +175,7 @@ def transactions(kind, **dates):
               default="month", show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, writable=True),
               help="Also draw it, as PNG or SVG. Needs matplotlib.")
-def sales(group_by, plot, **dates):
+def sales(group_by: str, plot: str | None, **dates: datetime) -> None:
     """Print sums as a table."""
     with db.reports().reading() as conn:
         report = json.loads(sums(conn, group_by, **dates))
@@ -189,13 +194,13 @@ def sales(group_by, plot, **dates):
         click.echo(f"Drawn: {plot}")
 
 
-def float_free(amount):
+def float_free(amount: str) -> str:
     """An amount with thousands separated, digit for digit."""
     whole, _, cents = amount.partition(".")
     return f"{int(whole):,}.{cents}"
 
 
-def draw(groups, group_by, path):
+def draw(groups: list[dict], group_by: str, path: str) -> None:
     """A chart of amounts: a line over time, bars for the 30 largest groups otherwise."""
     try:
         import matplotlib

@@ -1,10 +1,11 @@
 """``flask db``: the schema, and what is in it."""
 import pathlib
 import sys
+from typing import Any
 
 import click
 import psycopg
-from flask import current_app
+from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
 import db
@@ -16,7 +17,7 @@ from extensions import cache
 class Commands(AppGroup):
     """Commands whose trouble with the database is one clear line."""
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (migrations.MigrationError, backup.BackupError, OSError,
@@ -31,11 +32,11 @@ class Commands(AppGroup):
 group = Commands("db", help="Set the database up.")
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.cli.add_command(group)
 
 
-def url():
+def url() -> str:
     """The database's URL, if it leads where it should; starts the embedded server without one."""
     try:
         db.check_pooler(current_app.config)
@@ -47,7 +48,7 @@ def url():
 @group.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be run, and run nothing.")
 @with_appcontext
-def upgrade(dry_run):
+def upgrade(dry_run: bool) -> None:
     """Apply the migrations that are new."""
     if dry_run:
         with migrations.connect(url()) as conn:
@@ -63,7 +64,7 @@ def upgrade(dry_run):
 @group.command()
 @click.option("--steps", default=1, show_default=True, type=click.IntRange(1))
 @with_appcontext
-def downgrade(steps):
+def downgrade(steps: int) -> None:
     """Take the last migrations back."""
     count = migrations.downgrade(url(), steps, click.echo)
     click.echo(f"{count} undone." if count else "Nothing to do.")
@@ -71,7 +72,7 @@ def downgrade(steps):
 
 @group.command()
 @with_appcontext
-def status():
+def status() -> None:
     """Say which migrations are applied. Exit 1 if any is missing or doesn't fit."""
     with migrations.connect(url()) as conn:
         seen = migrations.applied(conn)
@@ -85,7 +86,7 @@ def status():
 
 @group.command("check")
 @with_appcontext
-def check_command():
+def check_command() -> None:
     """Hold what is kept against the rows it comes from. Exit 1 if anything differs.
 
     Reads one snapshot, beside whatever else is going on.
@@ -93,7 +94,7 @@ def check_command():
     sys.exit(check_books() > 0)
 
 
-def check_books():
+def check_books() -> int:
     """Say what differs from the rows it comes from. Returns how much does."""
     queries, wrong = db.load("check", patient=True), 0
     checks = {
@@ -117,7 +118,7 @@ def check_books():
 @group.command()
 @click.argument("role")
 @with_appcontext
-def grant(role):
+def grant(role: str) -> None:
     """Let ROLE, as which the API is to run, read and write rows and nothing else.
 
     Whoever calls this owns the schema and goes on to upgrade it. Once is enough.
@@ -129,7 +130,7 @@ def grant(role):
 @group.command("backup")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=pathlib.Path))
 @with_appcontext
-def backup_command(file):
+def backup_command(file: pathlib.Path) -> None:
     """Write the whole database into FILE, in pg_dump's custom format."""
     backup.backup(url(), file)
     click.echo(f"{file}: {file.stat().st_size:,} bytes.")
@@ -138,7 +139,7 @@ def backup_command(file):
 @group.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @with_appcontext
-def restore_command(file):
+def restore_command(file: str) -> None:
     """Fill an empty database from FILE, and check it."""
     backup.restore(url(), file)
     cache.invalidate(cache.EVERYTHING)
@@ -158,7 +159,7 @@ def restore_command(file):
               type=click.IntRange(0))
 @click.option("--force", is_flag=True, help="Also in production.")
 @with_appcontext
-def seed_command(force, **sizes):
+def seed_command(force: bool, **sizes: int) -> None:
     """Fill an empty shop with made-up data, whose passwords everybody knows."""
     if current_app.config["APP_ENV"] == "production" and not force:
         raise click.ClickException(
@@ -177,7 +178,7 @@ def seed_command(force, **sizes):
 @group.command()
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @with_appcontext
-def reset(yes):
+def reset(yes: bool) -> None:
     """Drop everything and build the schema anew, empty."""
     if current_app.config["APP_ENV"] == "production":
         raise click.ClickException("Not in production.")
@@ -191,8 +192,9 @@ def reset(yes):
 class Progress:
     """A bar for each thing that is filled on a terminal, a line now and then elsewhere."""
 
-    def __init__(self):
-        self._bar = self._name = None
+    def __init__(self) -> None:
+        self._bar: Any = None  # of click's
+        self._name: str | None = None
 
     def __enter__(self):
         return self
@@ -201,7 +203,7 @@ class Progress:
         if self._bar:
             self._bar.__exit__(None, None, None)
 
-    def __call__(self, name, done, size):
+    def __call__(self, name: str, done: int, size: int) -> None:
         if not sys.stdout.isatty():
             click.echo(f"{name}: {done:,} of {size:,}")
             return

@@ -1,9 +1,11 @@
 """The documents of the API, for programs and for people, and the way to them."""
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from flask import (
     Blueprint,
+    Flask,
     Response,
     current_app,
     json,
@@ -12,6 +14,7 @@ from flask import (
     send_from_directory,
     url_for,
 )
+from werkzeug.wrappers import Response as BaseResponse
 
 from extensions import openapi
 from extensions.http.answers import PUBLIC, etag_of, tagged
@@ -21,7 +24,8 @@ from schemas.problems import PROBLEMS
 
 blp = Blueprint("docs", __name__)
 OWN = Path(__file__).with_name("docs_page")
-SWAGGER = Path(find_spec("flask_swagger_ui").origin).parent / "dist"
+_swagger: Any = find_spec("flask_swagger_ui")  # which is installed with us
+SWAGGER = Path(_swagger.origin).parent / "dist"
 ASSETS = {"swagger-ui.css": SWAGGER, "swagger-ui-bundle.js": SWAGGER, "favicon-32x32.png": SWAGGER,
           "page.js": OWN, "page.css": OWN}
 # What Swagger UI needs and no more: its own files, and its icons, which are data: URLs.
@@ -32,7 +36,7 @@ POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inlin
 
 @blp.get("/")
 @public
-def home():
+def home() -> BaseResponse:
     """Leads a browser to the docs, and gives a program the links."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         response = redirect(url_for("docs.page", version="v1"))
@@ -48,7 +52,7 @@ def home():
 
 @blp.get("/api/<any(v1, v2):version>/openapi.json")
 @public
-def document(version):
+def document(version: str) -> Response:
     """Read the OpenAPI 3.1 document of a version."""
     body = current_app.extensions["documents"][version]
     return tagged(body, etag_of(body), PUBLIC)
@@ -56,7 +60,7 @@ def document(version):
 
 @blp.get("/api/<any(v1, v2):version>/docs")
 @public
-def page(version):
+def page(version: str) -> Response:
     """Open a version's document as a page for people."""
     html = (OWN / "page.html").read_text().replace("{version}", version)
     return Response(html, content_type="text/html; charset=utf-8",
@@ -65,14 +69,14 @@ def page(version):
 
 @blp.get("/docs/<any({}):name>".format(", ".join(f'"{name}"' for name in ASSETS)))
 @public
-def asset(name):
+def asset(name: str) -> Response:
     """A file of the docs page."""
     return send_from_directory(ASSETS[name], name, max_age=3600)
 
 
 @blp.get("/problems/<code>")
 @public
-def problem(code):
+def problem(code: str) -> Response:
     """Say what an error's code means, and what to do."""
     if code not in PROBLEMS:
         raise Problem("not_found")
@@ -82,7 +86,7 @@ def problem(code):
                     headers={"Cache-Control": "public, max-age=3600"})
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     """Make every version's document once."""
     app.extensions["documents"] = {
         version: json.dumps(openapi.document(app, version)).encode()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import psycopg
 import psycopg_pool
-from flask import Blueprint, Response, current_app, json, request
+from flask import Blueprint, Flask, Response, current_app, json, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import db
@@ -29,31 +29,31 @@ queries = db.load("health")
 
 @blp.get("/health")
 @public
-def health():
+def health() -> Response:
     """Say that the process serves, and since when."""
     return _json(status())
 
 
-def status():
+def status() -> dict:
     return {"status": "OK", "timestamp": datetime.now(UTC).isoformat(),
             "uptime": round(time.time() - STARTED, 3)}
 
 
 @blp.get("/health/live")
 @public
-def live():
+def live() -> Response:
     """Say that the process serves; touches nothing else."""
     return _json(alive())
 
 
-def alive():
+def alive() -> dict:
     return {"status": "ok"}
 
 
 @blp.get("/health/ready")
 @public
 @raises("unavailable")
-def ready():
+def ready() -> Response:
     """Say whether to send traffic here: ok, degraded without Redis, 503 without the database."""
     if current_app.extensions["draining"].is_set():
         raise Problem("unavailable", "Draining.", headers={"Retry-After": "5"})
@@ -68,7 +68,7 @@ def ready():
 
 
 @public
-def show_metrics():
+def show_metrics() -> Response:
     """What all of this node's processes have counted, and how the database is."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(
@@ -100,12 +100,12 @@ def _build(app):
 class Readiness:
     """Asks the database in a thread of its own, so that a frozen one costs no more than 0.8 s."""
 
-    def __init__(self, app):
+    def __init__(self, app: Flask) -> None:
         self._app, self._lock = app, threading.Lock()
         self.known = len(migrations.files())
-        self._running = None
+        self._running: _Question | None = None
 
-    def ask(self):
+    def ask(self) -> str:
         with self._lock:
             if self._running is None or self._running.done.is_set():
                 self._running = _Question(self._app)
@@ -134,7 +134,7 @@ class _Question(threading.Thread):
             self.done.set()
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["readiness"] = Readiness(app)
     app.extensions["draining"] = threading.Event()
     if app.config["METRICS_TOKEN"]:

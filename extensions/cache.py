@@ -417,7 +417,8 @@ class Single:
     so the door gives it without Flask.
     """
 
-    def __init__(self, name: str, path: str, find: Callable[[Any], str], *others: str) -> None:
+    def __init__(self, name: str, path: str, find: Callable[[int | str], str],
+                 *others: str) -> None:
         self.name, self.path, self.find, self.others = name, path, find, others
 
     def known(self, number: int | str, route: str | None = None) -> Known:

@@ -1,12 +1,12 @@
 """Accounts: registration, login, sessions, passwords, addresses."""
 import time
 
-from flask import current_app, g, json, request
+from flask import Response, current_app, g, json, request
 from flask.views import MethodView
 
 import db
 from extensions import jwt, limits, passwords
-from extensions.behind.mail import token_hash
+from extensions.behind.mail import Mail, token_hash
 from extensions.http import logs
 from extensions.http.answers import SECRET, answer, nothing
 from extensions.http.arguments import Blueprint
@@ -41,7 +41,7 @@ class Register(MethodView):
     @blp.arguments(Registration)
     @blp.response(201, Session)
     @raises("email_taken")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Open an account and its first session
 
         The role is always `user`. A mail goes out to confirm the address.
@@ -55,7 +55,7 @@ class Register(MethodView):
             mail().enqueue(conn, "verify", data["email"])
         mail().wake()
         logs.event("registered", user_id=user_id)
-        return answer(session, 201, cache=SECRET,
+        return answer(session, 201, cache=SECRET,  # type: ignore[arg-type] # its user is new
                       headers={"Location": f"{api_root()}/users/{user_id}"})
 
 
@@ -66,7 +66,7 @@ class LogIn(MethodView):
     @blp.arguments(Login)
     @blp.response(200, Session)
     @raises("invalid_credentials", "forbidden")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Open a session with e-mail address and password
 
         A wrong address and a wrong password are answered alike. After five failures for an account
@@ -105,7 +105,7 @@ class RefreshTokens(MethodView):
     @blp.arguments(Refresh)
     @blp.response(200, Tokens)
     @raises("authentication_required", "token_expired", "token_revoked")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Exchange a refresh token for a new pair
 
         The old one is spent. A racing twin within 10 s gets a pair to go on with; a later use of a
@@ -137,7 +137,7 @@ class Logout(MethodView):
     @signed_in
     @blp.arguments(LogoutQuery, location="query")
     @blp.response(204)
-    def post(self, query):
+    def post(self, query: dict) -> Response:
         """End this session, or every session of the caller"""
         with db.connection() as conn:
             if query["everywhere"]:
@@ -152,7 +152,7 @@ class Logout(MethodView):
 class Sessions(MethodView):
     @signed_in
     @blp.response(200, OpenSessions)
-    def get(self):
+    def get(self) -> Response:
         """List the caller's open sessions, last used first"""
         with db.reading() as conn:
             rows = queries.list(
@@ -165,7 +165,7 @@ class Sessions(MethodView):
 class SessionById(MethodView):
     @signed_in
     @blp.response(204)
-    def delete(self, session_id):
+    def delete(self, session_id: int) -> Response:
         """End one of the caller's sessions"""
         with db.connection() as conn:
             if not queries.close(conn, user_id=g.caller["id"], session_id=session_id):
@@ -181,7 +181,7 @@ class Password(MethodView):
     @blp.arguments(PasswordChange)
     @blp.response(204)
     @raises("invalid_credentials", "conflict")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Change the password; every other session ends"""
         stored = check_own_password(data["current_password"], "current_password")
         fresh = new_hash(data["new_password"], g.caller["email"], "new_password")
@@ -202,7 +202,7 @@ class Forgot(MethodView):
     @limits.login
     @blp.arguments(Forgotten)
     @blp.response(202, Accepted)
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Have a link for a new password sent, if the address has an account"""
         with db.connection() as conn:
             mail().enqueue(conn, "reset", data["email"])
@@ -218,7 +218,7 @@ class ResetPassword(MethodView):
     @blp.arguments(Reset)
     @blp.response(204)
     @raises("invalid_credentials")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Set a new password with the token of a mail; every session ends"""
         fresh = new_hash(data["password"])
         with db.connection() as conn:
@@ -243,7 +243,7 @@ class Verify(MethodView):
     @blp.arguments(Verification)
     @blp.response(204)
     @raises("invalid_credentials")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Confirm an e-mail address with the token of a mail"""
         with db.connection() as conn:
             user = queries.redeem(conn, token_hash=token_hash(data["token"]), purpose="verify")
@@ -259,7 +259,7 @@ class SendVerification(MethodView):
     @signed_in
     @limits.login
     @blp.response(202, Accepted)
-    def post(self):
+    def post(self) -> Response:
         """Send the mail that confirms the caller's address again"""
         with db.connection() as conn:
             mail().enqueue(conn, "verify", g.caller["email"])
@@ -267,7 +267,7 @@ class SendVerification(MethodView):
         return accepted()
 
 
-def open_session(conn, user_id, password_hash):
+def open_session(conn: db.Connection, user_id: int, password_hash: str) -> str | None:
     """JSON of a new session and its tokens; None if the hash isn't the user's any more."""
     session_id = queries.open(
         conn, user_id=user_id, password_hash=password_hash, address=visit().address,
@@ -280,7 +280,7 @@ def open_session(conn, user_id, password_hash):
     return f'{{"user": {users.get(conn, id=user_id)}, {tokens[1:]}'
 
 
-def new_hash(password, email=None, field="password"):
+def new_hash(password: str, email: str | None = None, field: str = "password") -> str:
     """The hash of a password to be set. 422 if it is too common, or the address."""
     password = passwords.normalise(password)
     if weakness := passwords.weakness(password, email):
@@ -288,7 +288,7 @@ def new_hash(password, email=None, field="password"):
     return passwords.hashed(password)
 
 
-def count_attempt(attempt_from):
+def count_attempt(attempt_from: dict) -> None:
     """Count a try at a password before it is checked. 429 while the account has to wait.
 
     Tries are counted first so that of any number at once only five are checked. Right ones among
@@ -307,7 +307,7 @@ def count_attempt(attempt_from):
                   headers={"Retry-After": str(max(1, block["wait"]))})
 
 
-def check_own_password(password, field):
+def check_own_password(password: str, field: str) -> str:
     """The caller's stored hash, if this is the caller's password. Throttled like a login."""
     attempt_from = {"email": g.caller["email"], "address": visit().address}
     count_attempt(attempt_from)
@@ -324,14 +324,14 @@ def check_own_password(password, field):
     return stored
 
 
-def mail():
+def mail() -> Mail:
     return current_app.extensions["mail"]
 
 
-def api_root():
+def api_root() -> str:
     """/api/v1 or /api/v2, whichever the request came through."""
     return "/".join(request.path.split("/", 3)[:3])
 
 
-def accepted():
+def accepted() -> Response:
     return answer('{"status": "accepted"}', 202, cache=SECRET)

@@ -1,4 +1,5 @@
 """Categories of the catalogue."""
+from flask import Response
 from flask.views import MethodView
 
 import db
@@ -19,7 +20,7 @@ queries = db.load("categories")
 class Categories(MethodView):
     @public
     @blp.response(200, CategoryList)
-    def get(self):
+    def get(self) -> Response:
         """List all categories by name, each with its number of products"""
         return cache.cached(everything)
 
@@ -27,7 +28,7 @@ class Categories(MethodView):
     @blp.arguments(CategoryIn)
     @blp.response(201, Category)
     @raises("name_taken")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Create a category"""
         with db.connection() as conn:
             category_id = queries.insert(conn, name=data["name"])
@@ -40,7 +41,7 @@ class Categories(MethodView):
 class CategoryById(MethodView):
     @public
     @blp.response(200, Category)
-    def get(self, category_id):
+    def get(self, category_id: int) -> Response:
         """Read a category"""
         return cache.cached(single.known(category_id))
 
@@ -48,7 +49,7 @@ class CategoryById(MethodView):
     @blp.arguments(CategoryIn)
     @blp.response(200, Category)
     @raises("name_taken")
-    def patch(self, data, category_id):
+    def patch(self, data: dict, category_id: int) -> Response:
         """Rename a category"""
         require_if_match()
         with db.connection() as conn:
@@ -63,7 +64,7 @@ class CategoryById(MethodView):
     @admin
     @blp.response(204)
     @raises("category_in_use")
-    def delete(self, category_id):
+    def delete(self, category_id: int) -> Response:
         """Delete a category that no product belongs to"""
         require_if_match()
         with db.connection() as conn:
@@ -73,7 +74,7 @@ class CategoryById(MethodView):
         return nothing()
 
 
-def find_all():
+def find_all() -> tuple[str, tuple]:
     with db.reading() as conn:
         rows = queries.list(conn)
     return f'{{"data": [{", ".join(rows)}]}}', ()
@@ -82,7 +83,7 @@ def find_all():
 everything = cache.Known("categories", ("categories",), find_all)
 
 
-def find(category_id):
+def find(category_id: int | str) -> str:
     with db.reading() as conn:
         text = queries.get(conn, id=category_id)
     if text is None:
@@ -93,7 +94,7 @@ def find(category_id):
 single = cache.Single("category", "/categories", find)
 
 
-def lock(conn, category_id):
+def lock(conn: db.Connection, category_id: int) -> None:
     """Lock a category and check If-Match against it."""
     if queries.lock(conn, id=category_id) is None:
         raise Problem("not_found")

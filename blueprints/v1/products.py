@@ -1,5 +1,7 @@
 """Products: what the shop sells."""
-from flask import request
+from collections.abc import Callable, Iterable
+
+from flask import Response, request
 from flask.views import MethodView
 
 import db
@@ -7,6 +9,7 @@ from extensions import cache
 from extensions.http.answers import answer, check_if_match, nothing, require_if_match
 from extensions.http.arguments import Blueprint
 from extensions.http.errors import Problem, raises
+from extensions.http.visit import Pairs
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, public
 from extensions.pages import Page, pattern
@@ -21,7 +24,7 @@ class Products(MethodView):
     @public
     @blp.arguments(ProductQuery, location="query")
     @blp.response(200, ProductPage)
-    def get(self, query):
+    def get(self, query: dict) -> Response:
         """List products, filtered, searched and sorted; the newest first"""
         page = Page(query)
         groups = tuple(f"products:{c}" for c in query["category_id"] or ()) or ("products",)
@@ -34,7 +37,7 @@ class Products(MethodView):
     @blp.response(201, Product)
     @idempotent
     @raises("sku_taken")
-    def post(self, conn, data):
+    def post(self, conn: db.Connection, data: dict) -> tuple[str, int]:
         """Create a product
 
         With an `Idempotency-Key` a repeated request gets the first answer, not a second product.
@@ -49,7 +52,7 @@ class Products(MethodView):
 class ProductById(MethodView):
     @public
     @blp.response(200, Product)
-    def get(self, product_id):
+    def get(self, product_id: int) -> Response:
         """Read a product"""
         return cache.cached(single.known(product_id))
 
@@ -57,7 +60,7 @@ class ProductById(MethodView):
     @blp.arguments(ProductChanges)
     @blp.response(200, Product)
     @raises("sku_taken")
-    def patch(self, data, product_id):
+    def patch(self, data: dict, product_id: int) -> Response:
         """Change a product"""
         require_if_match()
         with db.connection() as conn:
@@ -70,7 +73,7 @@ class ProductById(MethodView):
 
     @admin
     @blp.response(204)
-    def delete(self, product_id):
+    def delete(self, product_id: int) -> Response:
         """Delete a product; one that was sold is retired, and stays in the reports"""
         require_if_match()
         with db.connection() as conn:
@@ -81,7 +84,7 @@ class ProductById(MethodView):
         return nothing()
 
 
-def list_page(page, query):
+def list_page(page: Page, query: dict) -> tuple[str, Pairs]:
     """(JSON, headers) of a page of products."""
     categories = query["category_id"] or []
     filters = {
@@ -95,6 +98,7 @@ def list_page(page, query):
     if ranked is not None:
         filters["ids"] = [product_id for product_id, _ in ranked]
     total = first_total(page, query, filters)
+    rows: list[str]
     if total is not None and page.offset >= total:
         rows, key = [], None  # behind the end: there is nothing to walk to
     else:
@@ -106,7 +110,7 @@ def list_page(page, query):
     return page.render(rows, total, page.next_cursor(rows, key))
 
 
-def first_total(page, query, filters):
+def first_total(page: Page, query: dict, filters: dict) -> int | None:
     """The list's size where it has to be known, or costs nothing, before its rows are read."""
     if page.number is None or (page.number == 1 and query["count"] == "none"):
         return None
@@ -120,7 +124,7 @@ def first_total(page, query, filters):
     return counted(filters, query, page, False) if page.number > 1 else None
 
 
-def counted(filters, query, page, estimate):
+def counted(filters: dict, query: dict, page: Page, estimate: bool) -> int:
     """How many products there are of these filters; exactly, once a change of one."""
     def ask():
         with db.reading() as conn:
@@ -133,7 +137,9 @@ def counted(filters, query, page, estimate):
     return page.kept_total("products", groups, ask)
 
 
-def read(page, query, filters, ranked):
+def read(
+    page: Page, query: dict, filters: dict, ranked: list | None
+) -> tuple[list[str], Callable | None]:
     """(rows as JSON, what their cursor is made of) of a page."""
     with db.reading() as conn:
         if query["sort"] != "relevance":
@@ -148,11 +154,11 @@ def read(page, query, filters, ranked):
             conn, **filters, **page.window(), search=query["search"], after_rank=after_rank,
             after_name=after_name,
         )
-    last = found[min(len(found), page.limit) - 1] if found else None
+    last = found[min(len(found), page.limit) - 1] if found else {}
     return [row["json"] for row in found], lambda row: [last["rank"], row["name"]]
 
 
-def rare(search, filters):
+def rare(search: str | None, filters: dict) -> list | None:
     """[[id, rank]] of the products that have a rare term and pass the filters, best first.
 
     None where there is no term, or a common one. PostgreSQL remembers a hundred texts: of a term
@@ -166,7 +172,7 @@ def rare(search, filters):
     return matches["ranked"] if matches["found"] <= 500 else None
 
 
-def find(product_id):
+def find(product_id: int | str) -> str:
     with db.reading() as conn:
         text = queries.get(conn, id=product_id)
     if text is None:
@@ -177,7 +183,7 @@ def find(product_id):
 single = cache.Single("product", "/products", find, "category_names")
 
 
-def lock(conn, product_id):
+def lock(conn: db.Connection, product_id: int) -> dict:
     """The product's row, locked, with If-Match checked against it."""
     product = queries.lock(conn, id=product_id)
     if product is None:
@@ -186,7 +192,8 @@ def lock(conn, product_id):
     return product
 
 
-def change(conn, product_id, categories, moves=False):
+def change(conn: db.Connection, product_id: int, categories: Iterable[int | None],
+           moves: bool = False) -> None:
     """Make stale what shows this product: itself, the lists and counts that it is in or was in.
 
     ``moves`` where it enters a category, or leaves one.

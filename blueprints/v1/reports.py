@@ -1,13 +1,17 @@
 """Reports: a stream of every item sold, and sums over it."""
 import logging
 import threading
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
 
 import psycopg
-from flask import Response, current_app, request
+from flask import Flask, Response, current_app, request
 from flask.views import MethodView
 from psycopg.pq import TransactionStatus
 
 import db
+from db.pool import Database
 from extensions.http.answers import answer
 from extensions.http.arguments import Blueprint
 from extensions.http.errors import Problem, raises
@@ -34,7 +38,7 @@ class Transactions(MethodView):
     @blp.arguments(TransactionsReportQuery, location="query")
     @blp.response(200, TransactionsReport)
     @raises("not_acceptable")
-    def get(self, query):
+    def get(self, query: dict) -> Response:
         """Download every item sold in a time, in order
 
         `Report-Rows` and `Report-Amount` tell what a whole download holds.
@@ -51,7 +55,7 @@ class Transactions(MethodView):
         except BaseException:
             report.close()
             raise
-        name = "transactions_{:%Y-%m-%d}_{:%Y-%m-%d}.{}".format(*window.values(), kind)
+        name = f"transactions_{window['start_date']:%Y-%m-%d}_{window['end_date']:%Y-%m-%d}.{kind}"
         response = Response(report, content_type=TYPES[kind] + (
             "; charset=utf-8; header=present" if kind == "csv" else ""))
         response.headers.update({
@@ -71,13 +75,13 @@ class Sales(MethodView):
     @admin
     @blp.arguments(SalesReportQuery, location="query")
     @blp.response(200, SalesReport)
-    def get(self, query):
+    def get(self, query: dict) -> Response:
         """Sum sales by day, week, month, category or product; refunds are left out"""
         with db.reports().reading() as conn:
             return answer(sums(conn, **query))
 
 
-def accepted():
+def accepted() -> str:
     """The format that the Accept header prefers; JSON where it doesn't say."""
     if not request.accept_mimetypes:
         return "json"
@@ -94,13 +98,19 @@ class Report:
     of the response, however that comes.
     """
 
-    def __init__(self, database, slots, kind, window):
+    _slots: threading.Semaphore | None
+    _borrowed: Any  # what open() takes
+    _conn: Any
+    _stream: Any
+
+    def __init__(self, database: Database, slots: threading.Semaphore, kind: str,
+                 window: dict[str, datetime]) -> None:
         self._database, self._slots, self._kind, self._window = database, slots, kind, window
         self._borrowed = self._conn = self._stream = None
         self._blocks = self._read()
         self._lock = threading.Lock()
 
-    def open(self):
+    def open(self) -> dict:
         """Take the snapshot. Returns what is in it: ``{rows, amount}``."""
         self._borrowed = self._database.snapshot()
         self._conn = self._borrowed.__enter__()
@@ -111,7 +121,7 @@ class Report:
     def __iter__(self):
         return self._blocks
 
-    def close(self):
+    def close(self) -> None:
         """Give slot and connection back."""
         with self._lock:
             slots, self._slots = self._slots, None
@@ -137,14 +147,14 @@ class Report:
             self.close()
 
 
-def sums(conn, group_by, **window):
+def sums(conn: db.Connection, group_by: str, **window: datetime) -> str:
     """JSON of the sums: exact, whichever part of the window is sealed."""
     if group_by == "product":
         return queries.sales_by_product(conn, **window)
     return queries.sales(conn, group_by=group_by, **window)
 
 
-def stream(conn, kind, window):
+def stream(conn: db.Connection, kind: str, window: dict) -> Iterator[bytes]:
     """The report's bytes, in blocks of about 64 kB."""
     lines = queries.csv_lines if kind == "csv" else queries.json_lines
     with lines(conn, **window) as copy:
@@ -177,5 +187,5 @@ def _json(blocks):
     yield b"]}"
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["report_slots"] = threading.BoundedSemaphore(app.config["REPORT_CONCURRENCY"])

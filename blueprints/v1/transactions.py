@@ -1,5 +1,5 @@
 """Sales. Here a transaction is a sale; the database's own are called connections' blocks."""
-from flask import g
+from flask import Response, g
 from flask.views import MethodView
 
 import db
@@ -23,7 +23,7 @@ class Transactions(MethodView):
     @blp.arguments(TransactionQuery, location="query")
     @blp.response(200, TransactionPage)
     @raises("forbidden")
-    def get(self, query):
+    def get(self, query: dict) -> Response:
         """List sales, the newest first: one's own, as an admin everybody's"""
         if query["user_id"] is not None and not is_admin() and query["user_id"] != g.caller["id"]:
             raise Problem("forbidden", "Only an administrator may ask for others' sales.")
@@ -44,7 +44,7 @@ class Transactions(MethodView):
     @blp.response(201, Transaction)
     @idempotent
     @raises("out_of_stock")
-    def post(self, conn, data):
+    def post(self, conn: db.Connection, data: dict) -> tuple[str, int]:
         """Buy: takes the stock and records the sale at today's prices, all or nothing
 
         With an `Idempotency-Key` a repeated request gets the first answer, not a second sale.
@@ -73,7 +73,7 @@ class Transactions(MethodView):
 class TransactionById(MethodView):
     @signed_in
     @blp.response(200, Transaction)
-    def get(self, transaction_id):
+    def get(self, transaction_id: int) -> Response:
         """Read a sale: one's own, as an admin anybody's"""
         with db.reading() as conn:
             text = queries.get(
@@ -89,7 +89,7 @@ class Refund(MethodView):
     @admin
     @blp.response(200, Transaction)
     @raises("conflict")
-    def post(self, transaction_id):
+    def post(self, transaction_id: int) -> Response:
         """Refund a sale, once; what was sold is in stock again"""
         with db.connection() as conn:
             done = queries.refund(conn, id=transaction_id)
@@ -102,7 +102,7 @@ class Refund(MethodView):
         return answer(text)
 
 
-def change_stock(conn, products, categories):
+def change_stock(conn: db.Connection, products: list[int], categories: list) -> None:
     """Make stale what shows the stock of these products."""
     cache.change(
         conn, "products", *(f"product:{p}" for p in products),

@@ -1,7 +1,9 @@
 """Users: an admin's list of them, and everybody's own account."""
+from collections.abc import Callable
 from datetime import datetime
+from types import SimpleNamespace
 
-from flask import current_app, g, request
+from flask import Flask, Response, current_app, g, request
 from flask.views import MethodView
 from werkzeug.http import http_date
 
@@ -28,7 +30,7 @@ auth = db.load("auth")
 
 
 @blp.before_app_request
-def end_after_sunset():
+def end_after_sunset() -> None:
     """410 once the operator has switched v1's users off and their day has come."""
     config = current_app.config
     if asked_for() and config["V1_USERS_GONE"] and \
@@ -36,12 +38,12 @@ def end_after_sunset():
         raise Problem("gone")
 
 
-def asked_for():
+def asked_for() -> bool:
     """Whether v1's users are: also by a path or method that the router knows of no view for."""
     return request.path == PATH or request.path.startswith(f"{PATH}/")
 
 
-def announce_the_end(sunset):
+def announce_the_end(sunset: datetime) -> Callable:
     """A function that adds Deprecation (RFC 9745), Sunset (RFC 8594) and where to go instead."""
     pairs = [("Deprecation", f"@{DEPRECATED_SINCE}"), ("Sunset", http_date(sunset)),
              ("Link", '</api/v2/users>; rel="successor-version"')]
@@ -53,13 +55,13 @@ def announce_the_end(sunset):
     return announce
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["door"].notices[PATH] = announce_the_end(app.config["V1_USERS_SUNSET"])
     if not app.config["V1_USERS_GONE"]:
         know_oneself(app, PATH, queries)
 
 
-def know_oneself(app, path, shape):
+def know_oneself(app: Flask, path: str, shape: SimpleNamespace) -> None:
     """Have the door answer "who am I" by one query, in the version's ``shape``."""
     app.extensions["door"].direct[f"{path}/me"] = f"{path}/<user_id:user_id>", lambda visit: (
         private_without_flask(visit, identify(visit, shape.me)["json"]))
@@ -74,7 +76,7 @@ class Users(MethodView):
     @admin
     @blp.arguments(UserQuery, location="query")
     @blp.response(200, UserPage)
-    def get(self, query):
+    def get(self, query: dict) -> Response:
         """List users"""
         page = Page(query)
         filters = {"role": query["role"], "pattern": pattern(query["search"])}
@@ -89,7 +91,7 @@ class Users(MethodView):
     @blp.arguments(NewUser)
     @blp.response(201, User)
     @raises("email_taken")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Create a user, of any role"""
         user_id, text = create(data, queries)
         return answer(text, 201, location=user_id)
@@ -99,7 +101,7 @@ class Users(MethodView):
 class UserById(MethodView):
     @signed_in
     @blp.response(200, User)
-    def get(self, user_id):
+    def get(self, user_id: int | str) -> Response:
         """Read a user: oneself (`me`), or as an admin anybody"""
         return answer(read(user_id, queries))
 
@@ -107,7 +109,7 @@ class UserById(MethodView):
     @blp.arguments(UserChanges)
     @blp.response(200, User)
     @raises("email_taken", "conflict", "invalid_credentials")
-    def patch(self, data, user_id):
+    def patch(self, data: dict, user_id: int | str) -> Response:
         """Change a user
 
         Only an admin sets `role`. Changing one's own e-mail address takes `current_password`, and
@@ -118,22 +120,22 @@ class UserById(MethodView):
     @signed_in
     @blp.response(204)
     @raises("conflict")
-    def delete(self, user_id):
+    def delete(self, user_id: int | str) -> Response:
         """Delete a user; the sales stay, without the person"""
         remove(user_id, queries)
         return nothing()
 
 
-def visible(user_id):
+def visible(user_id: int | str) -> int:
     """The numeric id of a user the caller may see; 404 for everybody else's."""
-    if user_id == "me":
+    if isinstance(user_id, str):  # "me"
         return g.caller["id"]
     if user_id != g.caller["id"] and not is_admin():
         raise Problem("not_found")
     return user_id
 
 
-def create(data, shape):
+def create(data: dict, shape: SimpleNamespace) -> tuple[int, str]:
     """Store a user. Returns (id, JSON in the version's ``shape``)."""
     password_hash = new_hash(data["password"], data["email"])
     with db.connection() as conn:
@@ -148,7 +150,7 @@ def create(data, shape):
     return user_id, text
 
 
-def read(user_id, shape):
+def read(user_id: int | str, shape: SimpleNamespace) -> str:
     """A user's JSON."""
     with db.reading() as conn:
         text = shape.get(conn, id=visible(user_id))
@@ -157,7 +159,7 @@ def read(user_id, shape):
     return text
 
 
-def change(data, user_id, shape):
+def change(data: dict, user_id: int | str, shape: SimpleNamespace) -> str:
     """Store changes of a user under If-Match. Returns the new JSON."""
     user_id = visible(user_id)
     require_if_match()
@@ -190,7 +192,7 @@ def change(data, user_id, shape):
     return text
 
 
-def remove(user_id, shape):
+def remove(user_id: int | str, shape: SimpleNamespace) -> None:
     """Delete a user under If-Match."""
     user_id = visible(user_id)
     require_if_match()
@@ -201,7 +203,7 @@ def remove(user_id, shape):
     logs.event("user_deleted", user_id=user_id, by=g.caller["id"])
 
 
-def locked(conn, user_id, demotes):
+def locked(conn: db.Connection, user_id: int, demotes: bool) -> dict:
     """The user's row, locked. 409 if the change would leave the shop without an admin."""
     admins = [row["id"] for row in queries.lock_admins(conn)] if demotes else []
     user = queries.lock(conn, id=user_id)

@@ -1,6 +1,7 @@
 """Users in the shape of version 2. What they may do is version 1's."""
 import json
 
+from flask import Flask, Response
 from flask.views import MethodView
 
 import db
@@ -16,7 +17,7 @@ blp = Blueprint("users", __name__, url_prefix="/users", description="Accounts an
 queries = db.load("users_v2")
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     v1.know_oneself(app, "/api/v2/users", queries)
 
 
@@ -25,7 +26,7 @@ class Users(MethodView):
     @admin
     @blp.arguments(UserQueryV2, location="query")
     @blp.response(200, UserPageV2)
-    def get(self, query):
+    def get(self, query: dict) -> Response:
         """List users, by cursor"""
         page = Page(query)
         with db.reading() as conn:
@@ -43,7 +44,7 @@ class Users(MethodView):
     @blp.arguments(NewUserV2)
     @blp.response(201, UserV2)
     @raises("email_taken")
-    def post(self, data):
+    def post(self, data: dict) -> Response:
         """Create a user, of any role"""
         user_id, text = v1.create(flat(data), queries)
         return answer(text, 201, location=user_id)
@@ -53,7 +54,7 @@ class Users(MethodView):
 class UserById(MethodView):
     @signed_in
     @blp.response(200, UserV2)
-    def get(self, user_id):
+    def get(self, user_id: int | str) -> Response:
         """Read a user: oneself (`me`), or as an admin anybody"""
         return answer(v1.read(user_id, queries))
 
@@ -61,7 +62,7 @@ class UserById(MethodView):
     @blp.arguments(UserChangesV2)
     @blp.response(200, UserV2)
     @raises("email_taken", "conflict", "invalid_credentials")
-    def patch(self, data, user_id):
+    def patch(self, data: dict, user_id: int | str) -> Response:
         """Change a user
 
         Only an admin sets `role`. Changing one's own e-mail address takes `current_password`, and
@@ -72,13 +73,13 @@ class UserById(MethodView):
     @signed_in
     @blp.response(204)
     @raises("conflict")
-    def delete(self, user_id):
+    def delete(self, user_id: int | str) -> Response:
         """Delete a user; the sales stay, without the person"""
         v1.remove(user_id, queries)
         return nothing()
 
 
-def flat(data):
+def flat(data: dict) -> dict:
     """Version 2's body as version 1's."""
     profile = data.pop("profile", None)
     return data | profile if profile else data
