@@ -1,7 +1,10 @@
 """The application: settings in, extensions bound, versions mounted."""
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
+from flask.typing import ResponseReturnValue
 
 import blueprints
 import db
@@ -18,19 +21,19 @@ ROOT = Path(__file__).resolve().parent
 class Shop(Flask):
     """Flask, for views that are synchronous and may be run again."""
 
-    def ensure_sync(self, func):
+    def ensure_sync(self, func: Callable) -> Callable:
         return func
 
-    def dispatch_request(self):
+    def dispatch_request(self) -> ResponseReturnValue:
         return db.again_if_lost(super().dispatch_request)
 
 
-def create_app(**overrides):
+def create_app(**overrides: Any) -> Flask:
     """The WSGI application. ``overrides`` replace settings, by their names."""
     folder = overrides.pop("instance_path", ROOT / "instance")
     app = Shop("shopfront", root_path=str(ROOT), instance_path=str(folder), static_folder=None)
     app.config.update(settings.read(**overrides))
-    app.json.sort_keys = False
+    app.json.sort_keys = False  # type: ignore[attr-defined] # as Flask's own provider has it
     for part in (logs, errors, redis_client, limits, arguments, compression, cache, door, db,
                  jwt, mail, upkeep, metrics, reports, health, blueprints, cli_db, cli,
                  cli_catalogue):

@@ -10,6 +10,9 @@ import socket
 import tempfile
 
 import psycopg
+from flask import Flask
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
 
 import db
 from db import migrations
@@ -69,7 +72,7 @@ if _settings["METRICS_TOKEN"] and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics_folder()
 
 
-def on_starting(server):
+def on_starting(server: Arbiter) -> None:
     """Before the first worker: in development the schema, and without a database a demo shop.
 
     What is in the way is one sentence, and exit code 1.
@@ -89,7 +92,7 @@ def on_starting(server):
         raise SystemExit(f"The database can't be reached: {why}.") from None
 
 
-def refuse_taken(address):
+def refuse_taken(address: object) -> None:
     """gunicorn itself would try again for five seconds, and say so six times."""
     if not isinstance(address, tuple):
         return
@@ -104,7 +107,7 @@ def refuse_taken(address):
             ) from None
 
 
-def prepare(app):
+def prepare(app: Flask) -> None:
     if app.config["DATABASE_URL"]:
         migrations.upgrade(app.config["DATABASE_URL"])
         return
@@ -117,39 +120,39 @@ def prepare(app):
         pass
 
 
-def when_ready(server):
+def when_ready(server: Arbiter) -> None:
     where = next((f"http://{host}:{port}" for host, port in
                   (a[:2] for a in server.address if isinstance(a, tuple))), "the socket")
     print(f"Shopfront is ready. Docs: {where}/api/v1/docs", flush=True)
     gc.freeze()  # what exists by now is for good, and stays on pages that the workers share
 
 
-def pre_fork(server, worker):
+def pre_fork(server: Arbiter, worker: Worker) -> None:
     """Give a worker the least number that no living one has."""
     taken = {other.number for other in server.WORKERS.values()}
     worker.number = next(number for number in itertools.count(1) if number not in taken)
 
 
-def post_fork(server, worker):
+def post_fork(server: Arbiter, worker: Worker) -> None:
     from extensions.http import metrics  # not before PROMETHEUS_MULTIPROC_DIR is set
     metrics.process = process_of(worker)
 
 
-def process_of(worker):
+def process_of(worker: Worker) -> str:
     """By which name a worker counts."""
     return f"{worker.ppid}-{worker.number}"
 
 
-def child_exit(server, worker):
+def child_exit(server: Arbiter, worker: Worker) -> None:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         from extensions.http import metrics
         metrics.forget(process_of(worker))
 
 
-def post_worker_init(worker):
+def post_worker_init(worker: Worker) -> None:
     worker.app.wsgi().extensions["upkeep"].start()
 
 
-def on_exit(server):
+def on_exit(server: Arbiter) -> None:
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         shutil.rmtree(folder, ignore_errors=True)
