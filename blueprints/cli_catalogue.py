@@ -207,7 +207,7 @@ def draw(groups: list[dict], group_by: str, path: str) -> None:
     except ImportError:
         raise click.ClickException("--plot needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     matplotlib.rcParams["text.parse_math"] = False  # a name may have dollars in it
     by_time = group_by in ("day", "week", "month")
@@ -219,7 +219,7 @@ def draw(groups: list[dict], group_by: str, path: str) -> None:
         axes.plot(labels, amounts, marker="o" if len(shown) < 60 else None, color="#17324d")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("Amount sold")
-        axes.xaxis.set_major_locator(pyplot.MaxNLocator(12, integer=True))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(12, integer=True))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         figure.autofmt_xdate()
     else:

@@ -153,7 +153,8 @@ class Gathered(unreader.Unreader):
 class Response(wsgi.Response):
     """gunicorn's, whose head is checked as one text and sent in one piece with the body."""
 
-    _text = None
+    _text: str | None = None
+    response_length: int | None
 
     def process_headers(self, headers: Pairs) -> None:
         text = "".join([f"{name}: {value}\r\n" for name, value in headers])
@@ -238,7 +239,8 @@ class Worker(ThreadWorker):
         self.door, self.draining = app.extensions["door"], app.extensions["draining"]
         self.largest = app.config["MAX_CONTENT_LENGTH"]
         self.sampler = app.extensions.get("sampler")
-        self.drain_seconds, self.leaves = app.config["DRAIN_SECONDS"], None
+        self.drain_seconds = app.config["DRAIN_SECONDS"]
+        self.leaves: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: say 'draining' to whoever asks, for a while, and leave then."""
