@@ -173,7 +173,6 @@ class RedisBackend(BaseCache):
                 for reply in self.redis.scripts(ENTER, calls)]
 
     def lookup(self, known: Known, encoding: str | None) -> Found:
-        """The Found of an answer."""
         keys, arguments = self._keys(known, encoding), self._arguments(known)
         return self._found(self.redis.script(ENTER, keys, arguments))
 
@@ -392,7 +391,6 @@ class Learned:
         self.singles: dict[str, Callable] = {}  # by the beginning of a path, its resources by id
 
     def of(self, visit: Visit) -> Known | None:
-        """The Known of a visit, or None."""
         if visit.method not in ("GET", "HEAD"):
             return None
         path, query = visit.url
@@ -474,7 +472,7 @@ def fetch(known: Known, encoding: str | None = None,
 
 
 def look_again(known: Known, encoding: str | None, started: float) -> Found:
-    """The Found of a Known, now. ``busy`` for BUSY_SECONDS from ``started`` on at most, on
+    """Look an answer up, now. ``busy`` for BUSY_SECONDS from ``started`` on at most, on
     time.perf_counter's clock: then whoever computes it is taken to have died."""
     try:
         found = cache.cache.lookup(known, encoding)
@@ -526,7 +524,7 @@ def cached(known: Known) -> Response:
 
 
 def answer(visit: Visit, known: Known) -> Answer:
-    """(status, headers, body) of a Known, for a visit: from the cache, or made."""
+    """The answer of a Known, for a visit: from the cache, or made."""
     encoding = compression.choose(visit.accepts)
     found = visit.found if visit.known and visit.known.key == known.key else None
     entry, hit, encoded = fetch(known, encoding, found)
@@ -534,7 +532,7 @@ def answer(visit: Visit, known: Known) -> Answer:
 
 
 def render(visit: Visit, entry: bytes, encoding: str | None, hit: bool) -> Answer:
-    """(status, headers, body) of an entry for a visit: 304 where it has the tag (RFC 9110, 13)."""
+    """The answer of an entry for a visit: 304 where it has the tag (RFC 9110, 13)."""
     head, _, body = entry.partition(b"\n")
     tag, *more = head.decode().split("\t")
     headers = [("Cache-Control", PUBLIC), ("Vary", "Accept-Encoding"),

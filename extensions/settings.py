@@ -149,7 +149,7 @@ SECRETS = ("DATABASE_URL", "DATABASE_READ_URL", "REDIS_URL", "JWT_SECRET_KEY",
 
 
 def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> dict[str, Any]:
-    """Every setting, parsed, as a dict. ``overrides`` (text or ready values) win.
+    """Every setting, parsed. ``overrides`` (text or ready values) win.
 
     Raises SettingsError with one message that names all that is missing, malformed or weak.
     """

@@ -103,7 +103,7 @@ class Door:
         return answers
 
     def refuse(self, visit: Visit, problem: Problem) -> Answer:
-        """The (status, headers, body) of a problem."""
+        """The answer of a problem."""
         return self._finished(visit, *errors.render(problem, visit.shown_path, visit.id))
 
     def ask(self, visit: Visit, start_response: Callable) -> Iterable[bytes]:

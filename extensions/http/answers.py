@@ -53,7 +53,7 @@ def tagged(body: bytes, tag: str, cache: str, status: int = 200) -> Response:
 
 def without_flask(visit: Visit, body: bytes, headers: Pairs, tag: str,
                   encoding: str | None = None) -> Answer:
-    """(status, headers, body) of JSON whose tag is known, for the door: 304 if the client has it.
+    """The answer of JSON whose tag is known, for the door: 304 if the client has it.
 
     The body is compressed already where there is an ``encoding``.
     """

@@ -95,7 +95,7 @@ def load(schema: Schema, data: Any, location: str) -> dict:
 
 
 def query(schema: Schema | None = None) -> dict:
-    """The query string as a dict; fields of a List type may repeat, others not."""
+    """The query string; fields of a List type may repeat, others not."""
     raw = request.query_string
     if not raw:
         return {}

@@ -133,7 +133,7 @@ def _from_database(error):
 
 
 def render(problem: Problem, path: str, request_id: str) -> Answer:
-    """(status, headers, body) of a problem: RFC 9457, as application/problem+json."""
+    """The answer of a problem: RFC 9457, as application/problem+json."""
     status, title, meaning = PROBLEMS[problem.code]
     body = {
         "type": f"/problems/{problem.code}", "title": title, "status": status,

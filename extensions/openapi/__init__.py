@@ -96,7 +96,7 @@ def _line_pattern(field, low):
 
 
 def document(app: Flask, version: str) -> dict:
-    """The finished document of a version, as a dict."""
+    """The finished document of a version."""
     spec = copy.deepcopy(app.extensions["apis"][version].spec.to_dict())
     spec["info"] |= _info(app, version)
     spec["servers"] = [{"url": "/", "description": "This server, local or in production",
