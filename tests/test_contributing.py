@@ -1,0 +1,82 @@
+"""CONTRIBUTING.md's example is true: carried out in a copy of the project, it passes the tests."""
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+EXAMPLE = TEXT.partition("## A resource, from end to end\n")[2].partition("\n## ")[0]
+STEP = re.compile(r"(?:(New file|In) `(\S+)`:\n\n)?```(\w+)\n(.*?)```\n", re.S)
+# What a new resource has to pass, as far as it is quick.
+GUARDS = ["test_access.py::test_the_doors_are_these_and_no_others",
+          "test_access.py::test_every_route_says_who_may_call_it",
+          "test_access_matrix.py::test_someone_else_s_objects_are_404",
+          "test_layout.py", "test_openapi.py", "test_operations.py", "test_reviews.py",
+          "test_sql.py"]
+# Like a run of all tests, which for half a request waits as long as a server does.
+RUN = """
+import sys
+import pytest
+failed = pytest.main(sys.argv[1:])
+from tests import contract
+unseen = [answer for answer in contract.never_seen() if "Review" in answer[1]
+          and answer[3] != "request_timeout"]
+sys.exit(f"documented, but seen by no test: {unseen}" if unseen else failed)
+"""
+
+
+def changed(text, diff):
+    """A text with a diff's hunks applied, each of which fits in one place."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines()
+        before, after = ("\n".join(["", *(line[1:] for line in lines if line[0] != sign), ""])
+                         for sign in "+-")
+        assert f"\n{text}".count(before) == 1, f"not there, or not only once: {before}"
+        text = f"\n{text}".replace(before, after)[1:]
+    return text
+
+
+def run(folder, *command, **settings):
+    """What Python says in a folder, as nobody's test. All has to be well."""
+    env = {name: value for name, value in os.environ.items()
+           if not name.startswith(("PYTEST", "TEST_"))}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=env | settings, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def followed(copy_of_project):
+    """A copy of the project in which every step of the example is done."""
+    steps = STEP.findall(EXAMPLE)
+    assert len(steps) == EXAMPLE.count("```") // 2 > 10
+    for how, name, kind, block in steps:
+        if not how:
+            assert kind == "sh"
+            for line in block.splitlines():
+                run(copy_of_project, *line.removeprefix("python ").split())
+            continue
+        number = len(list((copy_of_project / "sql" / "migrations").glob("*.sql"))) + 1
+        path = copy_of_project / name.replace("NNNN", f"{number:04d}")
+        assert path.exists() == (how == "In"), name
+        assert (kind == "diff") == path.exists(), name
+        path.write_text(changed(path.read_text(), block) if kind == "diff" else block)
+    return copy_of_project
+
+
+def test_whoever_follows_the_example_has_a_resource_that_passes(followed):
+    run(followed, "-m", "ruff", "check", "--no-cache", ".")
+    run(followed, "-c", RUN, "-n", "0", "-p", "no:cacheprovider", "-m", "not long",
+        *(f"tests/{guard}" for guard in GUARDS))
+
+
+@pytest.mark.parametrize(("script", "word"), list(zip(
+    re.findall(r"```python\n(.*?)```", TEXT.partition("## Where a request's time goes")[2], re.S),
+    ["products.py", "Index Scan"], strict=True)), ids=["profile", "explain"])
+def test_a_profile_shows_what_it_promises(settings, script, word):
+    assert word in run(ROOT, "-c", script, **settings)
