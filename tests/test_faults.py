@@ -37,8 +37,8 @@ def test_a_fault_is_survived(rig, app, fault, hold):
         Contract(app).check(*answer)
 
 
-def test_the_readme_tells_of_each_fault():
-    text = (ROOT / "README.md").read_text()
+def test_the_document_tells_of_each_fault():
+    text = (ROOT / "docs" / "operations.md").read_text()
     table = text.partition("## When a part fails")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+?) \|", table, re.M)[1:]
     assert [row for row in rows if row != "---"] == [fault.name for fault in FAULTS]

@@ -273,7 +273,7 @@ def cpu(server, token, requests=1500):
 
 
 def faults(args):
-    """What the README says of faults, measured: each of them for --hold seconds, under load."""
+    """The table of docs/operations.md, measured: each fault for --hold seconds, under load."""
     own = pathlib.Path(tempfile.mkdtemp(prefix="shopfront-bench-"))
     own.chmod(0o755)
     rig = Rig(own / "f", lambda **env: Server(ENV | env).wait())
