@@ -1,11 +1,14 @@
 """What the documents tell people to type, to read and to look at is there."""
 import importlib
 import re
+import shutil
+import subprocess
 
 import click
 import pytest
 
-from tests.conftest import ROOT
+from db.seed import seed
+from tests.conftest import ROOT, as_role
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Without the example, whose files are there when it is carried out (tests/test_contributing.py).
@@ -68,3 +71,22 @@ def test_pictures_and_links_lead_somewhere():
                 heads = re.findall("^#+ (.*)", path.read_text(), re.M)
                 assert part in [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
                                 for head in heads], f"{name}: {target}#{part}"
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")),
+                    reason="curl and jq are not both here.")
+def test_the_tour_shows_what_it_says(serve, make_database, tmp_path):
+    url = make_database()
+    seed(url, {"users": 20, "products": 1000, "transactions": 2000})
+    server = serve(DATABASE_URL=as_role(url), REDIS_PREFIX="tour")
+    script, = re.findall(r"```bash\n(.*?)```", TEXTS["README.md"], re.S)
+    script = script.replace("http://127.0.0.1:8000", server.base)
+    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", script], cwd=tmp_path, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = iter(done.stdout.splitlines())
+    for word in ('"next_cursor"', '"user1@example.com"', " 201 ", '"completed"', " 201 ",
+                 "Idempotent-Replayed: true", '"price": "99.90"', "Report-Rows: ", '"amount"',
+                 '"code": "not_found"', '"meaning"'):
+        assert any(word in line for line in told), f"{word} is missing in {done.stdout}"
+    assert (tmp_path / "sales.csv").read_text().startswith("transaction_id,")
