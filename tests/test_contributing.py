@@ -16,7 +16,8 @@ GUARDS = ["test_access.py::test_the_doors_are_these_and_no_others",
           "test_access.py::test_every_route_says_who_may_call_it",
           "test_access_matrix.py::test_someone_else_s_objects_are_404",
           "test_layout.py", "test_openapi.py", "test_operations.py", "test_reviews.py",
-          "test_sql.py"]
+          "test_sql.py", "test_style.py::test_mypy_has_nothing_to_say",
+          "test_style.py::test_what_others_may_call_says_what_it_takes_and_gives"]
 # Like a run of all tests, which for half a request waits as long as a server does.
 RUN = """
 import sys
