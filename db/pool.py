@@ -259,7 +259,7 @@ def connect_options(statement_timeout_ms: int = 0, sessionless: bool = False) ->
         "idle_in_transaction_session_timeout": "60s", "statement_timeout": statement_timeout_ms,
     }
     if statement_timeout_ms:
-        # Requests share the cores already: starting helpers for one takes from the others.
+        # Requests share the cores: parallel workers for one take from the others.
         settings["max_parallel_workers_per_gather"] = 0
     given = {"settings": settings} if sessionless else {
         "options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
@@ -267,7 +267,7 @@ def connect_options(statement_timeout_ms: int = 0, sessionless: bool = False) ->
 
 
 class PoolerError(Exception):
-    """There is a pooler between us and PostgreSQL that nobody has told us of."""
+    """A pooler stands between us and PostgreSQL, and DATABASE_POOLER doesn't say so."""
 
 
 def refuse_pooler(name: str, url: str) -> None:

@@ -30,13 +30,13 @@ from extensions.http.visit import Answer, Visit, visit
 from extensions.limits import COUNT, Limit
 from extensions.redis_client import RedisClient
 
-BUSY_SECONDS = 3.0  # how long the others wait for the one who computes
+BUSY_SECONDS = 3.0  # how long others wait for the process that computes
 POLL_SECONDS = 0.005
 GROUP_SECONDS = 86400
 # PostgreSQL ends a transaction that has been idle for a minute; a COMMIT that it got is over soon.
 MARK_SECONDS = 75
 # Every entry is in this group, whose word dies unless a heartbeat or a request renews it. So what
-# Redis holds is stale once it has been out of everybody's reach for that long.
+# Redis holds is stale once nobody has reached it for that long.
 EVERYTHING = "everything"
 LEASE_SECONDS = 1.0
 RECENT = 4096  # answers that were asked for once, kept by a process, each of at most
@@ -134,16 +134,16 @@ class Known(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a look-up brought. ``generation`` is None while a write is under way."""
+    """The result of a look-up. ``generation`` is None while a write is under way."""
 
     generation: bytes | None
     entry: bytes | None = None
     encoded: bool = False
-    busy: bool = False  # another one computes it
+    busy: bool = False  # another process computes it
 
     @property
     def settled(self) -> bool:
-        """Whether it says the same to everybody: the answer is there, or is kept from all."""
+        """Whether it holds for every visit: the entry is there, or a write is under way."""
         return self.entry is not None or self.generation is None
 
 
@@ -177,7 +177,7 @@ class RedisBackend(BaseCache):
         return self._found(self.redis.script(ENTER, keys, arguments))
 
     def store(self, known: Known, generation: bytes, entries: dict, unlock: bool = True) -> None:
-        """Keep ``{variant or None: bytes}`` under their generation, and let the others go on."""
+        """Store ``{variant or None: bytes}`` under their generation, and release the lock."""
         key = self.redis.key
         keys = [key("lock", known.key)] if unlock else []
         arguments = [self._ttl, int(unlock)]
@@ -187,8 +187,8 @@ class RedisBackend(BaseCache):
         self.redis.script(STORE, keys, arguments)
 
     def mark(self, groups: Iterable[str]) -> bytes:
-        """Keep what these groups show from being served or kept, until ``renew(mark, groups)``."""
-        mark = _word()
+        """Serve and store nothing of these groups until ``renew(mark, groups)``."""
+        mark = _new_generation()
         try:
             self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
         except RedisClient.Away as away:
@@ -216,12 +216,12 @@ class RedisBackend(BaseCache):
                 *self._groups(known.groups), key("group", EVERYTHING)]
 
     def _arguments(self, known, limit=None):
-        return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0, _word(),
-                GROUP_SECONDS, int(BUSY_SECONDS * 1000) if known and known.dear else 0,
-                int(LEASE_SECONDS * 1000)]
+        return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0,
+                _new_generation(), GROUP_SECONDS,
+                int(BUSY_SECONDS * 1000) if known and known.dear else 0, int(LEASE_SECONDS * 1000)]
 
     def _begin_anew(self):
-        """Redis is back: what it kept may be stale, and whom it keeps waiting has left."""
+        """Redis is back: its entries may be stale, and its locks belong to nobody."""
         while self._forsaken:
             one = self._forsaken.popleft()
             try:
@@ -243,7 +243,7 @@ class RedisBackend(BaseCache):
 
 
 class MemoryBackend(BaseCache):
-    """Entries in this process: right for one process only."""
+    """Entries in this process: correct only where there is no other."""
 
     LARGEST = 2000
 
@@ -270,7 +270,8 @@ class MemoryBackend(BaseCache):
         with self._lock:
             if any(self._marks[group] for group in known.groups):
                 return Found(None)
-            generation = b",".join(self._words.setdefault(g, _word()) for g in known.groups)
+            generation = b",".join(
+                self._words.setdefault(group, _new_generation()) for group in known.groups)
             for name in ((key, encoding), (key, None)):
                 stored, ends, entry = self._entries.get(name, (None, 0, None))
                 if stored == generation and now < ends:
@@ -299,7 +300,7 @@ class MemoryBackend(BaseCache):
     def renew(self, mark: bool | None, groups: Iterable[str]) -> None:
         with self._lock:
             for group in groups:
-                self._words[group] = _word()
+                self._words[group] = _new_generation()
                 if mark and self._marks[group] > 1:
                     self._marks[group] -= 1
                 elif mark:
@@ -446,7 +447,7 @@ def learned(app: Flask) -> Learned:
 
 
 def key_of(resource: str, query: dict) -> str:
-    """A key for a validated query: the same for every way to spell it."""
+    """A key for a validated query: equal for equal queries, however they were written."""
     canonical = json.dumps(query, sort_keys=True, default=str)
     return f"{resource}:{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}"
 
@@ -556,7 +557,7 @@ def change(conn: Connection, *groups: str) -> None:
 
     def renew(known_outcome):
         if not known_outcome and mark:
-            return  # it may be stored yet: the mark has to outlive it
+            return  # the COMMIT may still happen: the mark has to outlive it
         _renew(backend, mark, groups)
     conn.after.append(renew)
 
@@ -612,8 +613,8 @@ def _made(known):
 
 
 def _renewal(mark=""):
-    return [mark, 0, _word(), GROUP_SECONDS]
+    return [mark, 0, _new_generation(), GROUP_SECONDS]
 
 
-def _word():
+def _new_generation():
     return os.urandom(8).hex().encode()

@@ -1,4 +1,4 @@
-"""Sales. Here a transaction is a sale; the database's own are called connections' blocks."""
+"""Sales. Here `transaction` always means a sale; a database transaction is a connection's block."""
 from flask import Response, g
 from flask.views import MethodView
 

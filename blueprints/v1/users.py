@@ -39,7 +39,7 @@ def end_after_sunset() -> None:
 
 
 def asked_for() -> bool:
-    """Whether v1's users are: also by a path or method that the router knows of no view for."""
+    """Whether a path is below v1's users, even where no route or method matches."""
     return request.path == PATH or request.path.startswith(f"{PATH}/")
 
 

@@ -91,7 +91,7 @@ class Request(message.Request):
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
         if from_trailer or len(data) > 1024:
             return super().parse_headers(data, from_trailer)
-        key = data, _host(self.peer_addr)  # whom gunicorn may believe more, or less
+        key = data, _host(self.peer_addr)  # gunicorn trusts some addresses more
         seen = self._seen.get(key)
         if seen is None:
             seen = super().parse_headers(data), self.scheme
@@ -259,7 +259,7 @@ class Worker(ThreadWorker):
     # Reading
 
     def accept(self, listener: Any) -> bool:
-        """Let a client in. Whether there was one."""
+        """Accept a client. Returns whether there was one."""
         if self.cfg.is_ssl:
             before = self.nr_conns
             super().accept(listener)
@@ -302,7 +302,7 @@ class Worker(ThreadWorker):
 
     @contained
     def ready(self, conn: Connection, sock: socket.socket) -> None:
-        """The poller's word: there is something to read, or room to write."""
+        """The poller reports something to read, or room to write."""
         if conn not in self.connections:  # dropped since the poller spoke
             return
         if conn.state == WRITING:
@@ -326,7 +326,7 @@ class Worker(ThreadWorker):
                 self.watch(conn, 0)
         else:
             conn.eof = True
-            if conn.state == BUSY:  # whoever shut only its own side waits for the answer
+            if conn.state == BUSY:  # a half-closed client waits for its answer
                 self.watch(conn, 0)
             elif conn.state == IDLE:  # a thread may just have left it, with more to answer
                 self.watch(conn, 0)
@@ -335,7 +335,7 @@ class Worker(ThreadWorker):
                 self.drop(conn)
 
     def gather(self, conn: Connection) -> None:
-        """See whether a request has arrived whole, or is to be refused before it has."""
+        """Pass a request on once it is complete; refuse it as soon as it can't become valid."""
         if conn.state == IDLE:
             self.release(conn)
             conn.state, conn.deadline = HEAD, time.monotonic() + HEAD_SECONDS
@@ -351,7 +351,7 @@ class Worker(ThreadWorker):
                 self.arrive(conn)
 
     def whole(self, conn: Connection) -> bool:
-        """Whether a request is there to its end. Raises a Problem where it never shall be."""
+        """Whether a request is complete. Raises a Problem where it can't become valid."""
         data = conn.data
         if conn.request is None:
             conn.request = request = self.head(conn)
@@ -465,7 +465,7 @@ class Worker(ThreadWorker):
         try:
             answers = door([visit for visit, *_ in asked])
         except Exception:
-            if len(asked) > 1:  # nobody shall suffer for another's request
+            if len(asked) > 1:  # one request's fault must not fail the others
                 for one in asked:
                     self.knock([one], door)
                 return
@@ -509,7 +509,7 @@ class Worker(ThreadWorker):
                answer: Answer | None) -> None:
         if answer is None:
             if visit.found and visit.found.busy:
-                # In a thread it could keep out the very request that it waits for.
+                # In a thread it could keep the very request waiting that it waits for.
                 self.waiting.append((visit, conn, request, response))
                 return
             self.working.add(conn)
@@ -573,7 +573,7 @@ class Worker(ThreadWorker):
                 self.go_on(conn)
 
     def send(self, conn: Connection, data: bytes) -> bool:
-        """Send as much as the socket takes at once. Whether that was everything."""
+        """Send as much as the socket takes at once. Returns whether that was everything."""
         data = conn.out + data if conn.out else data
         try:
             sent = conn.sock.send(data, socket.MSG_DONTWAIT) if data else 0
@@ -620,7 +620,7 @@ class Worker(ThreadWorker):
         self.watch(conn, selectors.EVENT_READ)
 
     def release(self, conn: Connection) -> None:
-        """Count a body no longer: its request has been answered."""
+        """Stop counting a body: its request has been answered."""
         self.held -= conn.taken
         conn.taken = 0
 
@@ -663,7 +663,7 @@ class Worker(ThreadWorker):
         if self.leaves and now > self.leaves:
             self.alive = False
         if self.nr_conns >= self.worker_connections:
-            self.shed()  # nobody is let in until somebody leaves
+            self.shed()  # no client is accepted until one leaves
         for conn in list(self.connections):
             if force or (conn.state != BUSY and conn.deadline < now):
                 self.expire(conn, force)
@@ -688,7 +688,7 @@ class Worker(ThreadWorker):
             self.expire(conn, True)
 
     def _cap_keepalive(self, deadline):
-        """The worker leaves: who has come is served yet, who comes from now on is refused.
+        """The worker leaves: clients that are connected are served, new ones are refused.
 
         Refused, a client can go elsewhere. Left open until the last answer is out, the socket would
         go on taking clients in, whom nobody hears and the worker's end cuts off.

@@ -177,10 +177,10 @@ class Operation:
     """One operation: its place, the view behind it, and what the document says of it so far."""
 
     def __init__(self, components: dict, version: str, path: str, method: str, view: Any,
-                 said: dict) -> None:
+                 operation: dict) -> None:
         self.components, self.version, self.path = components, version, path
-        self.method, self.view, self.said = method, view, said
-        self.resource = said["tags"][0].removeprefix(f"{version}_")
+        self.method, self.view, self.operation = method, view, operation
+        self.resource = operation["tags"][0].removeprefix(f"{version}_")
         self.public = view.access == "public"
         self.limited = path.startswith("/api/")
         self.deprecated = self.resource == "users" and version == "v1"
@@ -194,25 +194,25 @@ class Operation:
             self.headers["RateLimit"] = _reference("headers", "Unlimited")
 
     def finish(self) -> None:
-        said = self.said
-        said["tags"] = [self.resource]
-        said["operationId"] = _operation_id(self.method, self.view)
-        said["summary"] = (said.get("summary") or self.view.__doc__.strip()).rstrip(".")
-        said["description"] = said.get("description") or f"{said['summary']}."
-        said["summary"] = said["summary"].replace("`", "")  # which is no Markdown
+        operation = self.operation
+        operation["tags"] = [self.resource]
+        operation["operationId"] = _operation_id(self.method, self.view)
+        operation["summary"] = (operation.get("summary") or self.view.__doc__.strip()).rstrip(".")
+        operation["description"] = operation.get("description") or f"{operation['summary']}."
+        operation["summary"] = operation["summary"].replace("`", "")  # plain text
         if self.view.access == "admin":
-            said["description"] += " For administrators."
+            operation["description"] += " For administrators."
         # An empty choice says that nothing is needed; here it is the only one.
-        said["security"] = [{}] if self.public else [{"bearer": []}]
+        operation["security"] = [{}] if self.public else [{"bearer": []}]
         if self.deprecated:
-            said["deprecated"] = True
-        if "requestBody" in said:
+            operation["deprecated"] = True
+        if "requestBody" in operation:
             self.finish_body()
-        said["responses"] = dict(sorted([*self.answers(), *self.problems()]))
+        operation["responses"] = dict(sorted([*self.answers(), *self.problems()]))
         self.finish_parameters()
 
     def finish_body(self) -> None:
-        body = self.said["requestBody"]
+        body = self.operation["requestBody"]
         body["required"] = True
         json_body = body["content"][JSON]
         schema = self.components["schemas"][_shape(json_body)]
@@ -227,16 +227,16 @@ class Operation:
             body["content"][FORM] = {"schema": form, "example": EXAMPLES[_shape(json_body)]}
 
     def finish_parameters(self) -> None:
-        parameters = self.said.setdefault("parameters", [])
+        parameters = self.operation.setdefault("parameters", [])
         for parameter in parameters:
             _finish_parameter(parameter)
         sent = {"If-Match": self.conditional, "Idempotency-Key": self.idempotent,
-                "If-None-Match": "304" in self.said["responses"], "X-Request-ID": True}
+                "If-None-Match": "304" in self.operation["responses"], "X-Request-ID": True}
         parameters += [_reference("parameters", name) for name, wanted in sent.items() if wanted]
 
     def answers(self) -> Iterator[tuple[str, dict]]:
         """(status, response) below 400."""
-        for status, response in self.said["responses"].items():
+        for status, response in self.operation["responses"].items():
             if not str(status).startswith("2"):
                 continue  # flask-smorest's idea of errors
             content = response.get("content", {})
@@ -302,7 +302,7 @@ class Operation:
             codes |= {"authentication_required", "token_expired", "token_revoked"}
         if self.view.access == "admin":
             codes.add("forbidden")
-        if "requestBody" in self.said:
+        if "requestBody" in self.operation:
             codes |= {"malformed_json", "unsupported_media_type", "payload_too_large",
                       "request_timeout"}
         if self.conditional:
