@@ -8,6 +8,8 @@ from urllib.parse import urlencode
 from flask import request
 from itsdangerous import BadData, URLSafeSerializer
 
+from db import Connection
+from db.queries import Query
 from extensions import cache, jwt
 from extensions.http.errors import invalid
 from extensions.http.visit import Pairs
@@ -70,6 +72,12 @@ class Page:
         if how == "exact" and len(rows) <= self.limit and (rows or self.number == 1):
             return self.offset + len(rows)
         return count(how == "estimated")
+
+    def total_of(self, rows: list[str], conn: Connection, count: Query,
+                 **filters: object) -> int | None:
+        """``total``, by a query of how many rows these filters let pass."""
+        return self.total(rows, lambda estimate: (
+            count.estimate if estimate else count)(conn, **filters))
 
     def kept_total(self, resource: str, groups: tuple[str, ...], count: Callable[[], int]) -> int:
         """An exact count from the cache: counted once a filter, not once a page."""

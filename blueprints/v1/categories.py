@@ -6,7 +6,7 @@ import db
 from extensions import cache
 from extensions.http.answers import answer, check_if_match, nothing, require_if_match
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import Problem, raises
+from extensions.http.errors import found, raises
 from extensions.jwt import admin, public
 from schemas.categories import Categories as CategoryList
 from schemas.categories import Category, CategoryIn
@@ -85,10 +85,7 @@ everything = cache.Known("categories", ("categories",), find_all)
 
 def find(category_id: int | str) -> str:
     with db.reading() as conn:
-        text = queries.get(conn, id=category_id)
-    if text is None:
-        raise Problem("not_found")
-    return text
+        return found(queries.get(conn, id=category_id))
 
 
 single = cache.Single("category", "/categories", find)
@@ -96,6 +93,5 @@ single = cache.Single("category", "/categories", find)
 
 def lock(conn: db.Connection, category_id: int) -> None:
     """Lock a category and check If-Match against it."""
-    if queries.lock(conn, id=category_id) is None:
-        raise Problem("not_found")
+    found(queries.lock(conn, id=category_id))
     check_if_match(queries.get(conn, id=category_id))

@@ -8,7 +8,7 @@ import db
 from extensions import cache
 from extensions.http.answers import answer, check_if_match, nothing, require_if_match
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import Problem, raises
+from extensions.http.errors import found, raises
 from extensions.http.visit import Pairs
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, public
@@ -174,10 +174,7 @@ def rare(search: str | None, filters: dict) -> list | None:
 
 def find(product_id: int | str) -> str:
     with db.reading() as conn:
-        text = queries.get(conn, id=product_id)
-    if text is None:
-        raise Problem("not_found")
-    return text
+        return found(queries.get(conn, id=product_id))
 
 
 single = cache.Single("product", "/products", find, "category_names")
@@ -185,9 +182,7 @@ single = cache.Single("product", "/products", find, "category_names")
 
 def lock(conn: db.Connection, product_id: int) -> dict:
     """The product's row, locked, with If-Match checked against it."""
-    product = queries.lock(conn, id=product_id)
-    if product is None:
-        raise Problem("not_found")
+    product = found(queries.lock(conn, id=product_id))
     check_if_match(queries.get(conn, id=product_id))
     return product
 

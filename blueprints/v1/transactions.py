@@ -6,7 +6,7 @@ import db
 from extensions import cache
 from extensions.http.answers import answer
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import Problem, raises
+from extensions.http.errors import Problem, found, raises
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, is_admin, signed_in
 from extensions.pages import Page
@@ -34,8 +34,7 @@ class Transactions(MethodView):
         }
         with db.reading() as conn:
             rows = queries.page(conn, **filters, **page.window())
-            total = page.total(rows, lambda estimate: (
-                queries.count.estimate if estimate else queries.count)(conn, **filters))
+            total = page.total_of(rows, conn, queries.count, **filters)
         text, headers = page.render(rows, total, page.next_cursor(rows))
         return answer(text, headers=dict(headers))
 
@@ -76,12 +75,9 @@ class TransactionById(MethodView):
     def get(self, transaction_id: int) -> Response:
         """Read a sale: one's own, as an admin anybody's"""
         with db.reading() as conn:
-            text = queries.get(
+            return answer(found(queries.get(
                 conn, id=transaction_id, user_id=None if is_admin() else g.caller["id"]
-            )
-        if text is None:
-            raise Problem("not_found")
-        return answer(text)
+            )))
 
 
 @blp.route("/<id:transaction_id>/refund")
@@ -93,9 +89,7 @@ class Refund(MethodView):
         """Refund a sale, once; what was sold is in stock again"""
         with db.connection() as conn:
             done = queries.refund(conn, id=transaction_id)
-            text = queries.get(conn, id=transaction_id, user_id=None)
-            if text is None:
-                raise Problem("not_found")
+            text = found(queries.get(conn, id=transaction_id, user_id=None))
             if not done["refunded"]:
                 raise Problem("conflict", "This sale was refunded before.")
             change_stock(conn, done["products"] or [], done["categories"] or [])

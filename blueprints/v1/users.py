@@ -18,7 +18,7 @@ from extensions.http.answers import (
     require_if_match,
 )
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import Problem, invalid, raises
+from extensions.http.errors import Problem, found, invalid, raises
 from extensions.http.metrics import count_deprecated
 from extensions.jwt import admin, identify, is_admin, signed_in
 from extensions.pages import Page, pattern
@@ -82,8 +82,7 @@ class Users(MethodView):
         filters = {"role": query["role"], "pattern": pattern(query["search"])}
         with db.reading() as conn:
             rows = queries.page(conn, **filters, **page.window())
-            total = page.total(rows, lambda estimate: (
-                queries.count.estimate if estimate else queries.count)(conn, **filters))
+            total = page.total_of(rows, conn, queries.count, **filters)
         text, headers = page.render(rows, total, page.next_cursor(rows))
         return answer(text, headers=dict(headers))
 
@@ -153,10 +152,7 @@ def create(data: dict, shape: SimpleNamespace) -> tuple[int, str]:
 def read(user_id: int | str, shape: SimpleNamespace) -> str:
     """A user's JSON."""
     with db.reading() as conn:
-        text = shape.get(conn, id=visible(user_id))
-    if text is None:
-        raise Problem("not_found")
-    return text
+        return found(shape.get(conn, id=visible(user_id)))
 
 
 def change(data: dict, user_id: int | str, shape: SimpleNamespace) -> str:
@@ -206,9 +202,7 @@ def remove(user_id: int | str, shape: SimpleNamespace) -> None:
 def locked(conn: db.Connection, user_id: int, demotes: bool) -> dict:
     """The user's row, locked. 409 if the change would leave the shop without an admin."""
     admins = [row["id"] for row in queries.lock_admins(conn)] if demotes else []
-    user = queries.lock(conn, id=user_id)
-    if user is None:
-        raise Problem("not_found")
+    user = found(queries.lock(conn, id=user_id))
     if admins == [user_id]:
         raise Problem("conflict", "This is the last administrator.")
     return user

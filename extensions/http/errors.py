@@ -6,6 +6,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -63,6 +64,13 @@ class Problem(Exception):
 def invalid(field: str, message: str, where: str = "body") -> Problem:
     """The Problem of one field that is not valid."""
     return Problem("validation_failed", "1 field is not valid.", [(field, where, message)])
+
+
+def found(row: Any) -> Any:
+    """The row of a query, if there is one. Else 404."""
+    if row is None:
+        raise Problem("not_found")
+    return row
 
 
 def raises(*codes: str) -> Callable[[Callable], Callable]:
