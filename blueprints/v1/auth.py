@@ -222,9 +222,7 @@ class ResetPassword(MethodView):
         """Set a new password with the token of a mail; every session ends"""
         fresh = new_hash(data["password"])
         with db.connection() as conn:
-            user = queries.redeem(conn, token_hash=token_hash(data["token"]), purpose="reset")
-            if user is None:
-                raise Problem("invalid_credentials", "The token is wrong, used or too old.")
+            user = redeem(conn, data["token"], "reset")
             if weakness := passwords.weakness(passwords.normalise(data["password"]),
                                               user["email"]):
                 raise invalid("password", weakness)  # which leaves the token unused
@@ -246,9 +244,7 @@ class Verify(MethodView):
     def post(self, data: dict) -> Response:
         """Confirm an e-mail address with the token of a mail"""
         with db.connection() as conn:
-            user = queries.redeem(conn, token_hash=token_hash(data["token"]), purpose="verify")
-            if user is None:
-                raise Problem("invalid_credentials", "The token is wrong, used or too old.")
+            user = redeem(conn, data["token"], "verify")
             queries.verify_email(conn, user_id=user["id"])
         logs.event("email_verified", user_id=user["id"])
         return nothing()
@@ -278,6 +274,14 @@ def open_session(conn: db.Connection, user_id: int, password_hash: str) -> str |
         return None
     tokens = json.dumps(jwt.pair(user_id, session_id, 0))
     return f'{{"user": {users.get(conn, id=user_id)}, {tokens[1:]}'
+
+
+def redeem(conn: db.Connection, token: str, purpose: str) -> dict:
+    """The user whom a mail's token is for; it is spent. 401 for any other."""
+    user = queries.redeem(conn, token_hash=token_hash(token), purpose=purpose)
+    if user is None:
+        raise Problem("invalid_credentials", "The token is wrong, used or too old.")
+    return user
 
 
 def new_hash(password: str, email: str | None = None, field: str = "password") -> str:
