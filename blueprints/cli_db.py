@@ -158,13 +158,15 @@ def restore_command(file: str) -> None:
 @click.option("--transactions", default=DEMO["transactions"], show_default=True,
               type=click.IntRange(0))
 @click.option("--force", is_flag=True, help="Also in production.")
+@click.option("--yes", is_flag=True, help="Don't ask before the schema is upgraded.")
 @with_appcontext
-def seed_command(force: bool, **sizes: int) -> None:
+def seed_command(force: bool, yes: bool, **sizes: int) -> None:
     """Fill an empty shop with made-up data, whose passwords everybody knows."""
     if current_app.config["APP_ENV"] == "production" and not force:
         raise click.ClickException(
             f"This is production, and every password would be {PASSWORD}. Say --force to do it."
         )
+    offer_upgrade(yes)
     with Progress() as progress:
         try:
             seed(url(), sizes, progress)
@@ -173,6 +175,18 @@ def seed_command(force: bool, **sizes: int) -> None:
                 "The shop is not empty. `flask db reset` empties it."
             ) from None
     cache.invalidate(cache.EVERYTHING)
+
+
+def offer_upgrade(yes: bool) -> None:
+    """Apply the migrations that are new, if there are any and whoever is asked agrees."""
+    with migrations.connect(url()) as conn:
+        if not migrations.new(conn):
+            return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.ClickException("The schema is not up to date: run `flask db upgrade`.")
+        click.confirm("The schema is not up to date. Upgrade it?", default=True, abort=True)
+    migrations.upgrade(url(), click.echo)
 
 
 @group.command()

@@ -219,21 +219,52 @@ def test_progress_is_plain_lines_where_nobody_watches(seeded):
     ]
 
 
-def test_progress_is_a_bar_on_a_terminal(settings, make_database):
+def on_a_terminal(settings, url, *words, typed=""):
+    """(exit code, screen) of a flask command, whoever sits there having typed ahead."""
     terminal, end = pty.openpty()
+    os.write(terminal, typed.encode())
     run = subprocess.Popen(
-        [sys.executable, "-m", "flask", "db", "seed", "--users", "2", "--products", "2",
-         "--transactions", "2"], cwd=ROOT, stdin=end, stdout=end, stderr=end,
-        env=os.environ | settings | {"DATABASE_URL": make_database(), "TERM": "xterm"},
+        [sys.executable, "-m", "flask", *words], cwd=ROOT, stdin=end, stdout=end, stderr=end,
+        env=os.environ | settings | {"DATABASE_URL": url, "TERM": "xterm"},
     )
     os.close(end)
     shown = b""
     with open(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # EIO: the end
         while part := screen.read(1000):
             shown += part
-    assert run.wait() == 0, shown
+    return run.wait(), shown.decode()
+
+
+FEW = ["db", "seed", "--users", "2", "--products", "2", "--transactions", "2"]
+
+
+def test_progress_is_a_bar_on_a_terminal(settings, make_database):
+    code, shown = on_a_terminal(settings, make_database(), *FEW)
+    assert code == 0, shown
     for name in ("users", "products", "transactions"):
-        assert re.search(rf"{name} +\[#+\] +100%", shown.decode())
+        assert re.search(rf"{name} +\[#+\] +100%", shown)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 0), ("n", 1)])
+def test_on_a_terminal_a_seed_offers_to_upgrade(settings, make_database, answer, code):
+    url = make_database(empty=True)
+    done, shown = on_a_terminal(settings, url, *FEW, typed=f"{answer}\n")
+    assert "The schema is not up to date. Upgrade it? [Y/n]" in shown
+    assert done == code, shown
+    made = execute(url, "SELECT to_regclass('products') IS NOT NULL")[0][0]
+    assert made == (code == 0)
+    assert not made or execute(url, COUNTS) == [(3, 2, 2)]
+
+
+@pytest.mark.parametrize("behind", ["all", "one"])
+def test_without_a_terminal_a_seed_says_what_to_run(make_shop, make_database, behind):
+    shop = make_shop(make_database(empty=behind == "all"))
+    if behind == "one":
+        succeed(shop.run("db", "downgrade"))
+    said = "The schema is not up to date: run `flask db upgrade`."
+    assert refuse(shop.run(*FEW, input="y\n")) == said
+    assert succeed(shop.run(*FEW, "--yes")).startswith("applying ")
+    assert shop.counts() == (3, 2, 2)
 
 
 # Emptying a shop
@@ -291,7 +322,7 @@ def test_upgrade_and_downgrade_say_what_they_do(make_shop, make_database):
 
 
 @pytest.mark.parametrize("command", [
-    ["db", "seed"], ["users", "list"], ["users", "promote", "a@example.com"], ["mail", "send"],
+    ["users", "list"], ["users", "promote", "a@example.com"], ["mail", "send"],
 ], ids=" ".join)
 def test_without_a_schema_a_command_says_so(make_shop, make_database, command):
     shop = make_shop(make_database(empty=True))
