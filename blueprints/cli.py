@@ -14,8 +14,8 @@ from schemas.users import NewUser
 
 accounts = db.load("accounts")
 auth = db.load("auth")
-users = Commands("users", help="Accounts.")
-mail = Commands("mail", help="The mail queue.")
+users = Commands("users", help="Accounts.", epilog="Example: flask users list")
+mail = Commands("mail", help="The mail queue.", epilog="Example: flask mail send")
 
 
 def init_app(app: Flask) -> None:
@@ -34,7 +34,7 @@ def note(name: str, **facts: object) -> None:
     security.info(name, extra={"event": name, "address": "command line", **facts})
 
 
-@users.command()
+@users.command(epilog="Example: flask users create ada@example.com --admin")
 @click.argument("email")
 @click.option("--name", default="Administrator", show_default=True)
 @click.option("--admin", is_flag=True, help="With the role of an administrator.")
@@ -60,7 +60,7 @@ def create(email: str, name: str, admin: bool, password: str) -> None:
     click.echo(f"Created {role} {user_id}, {data['email']}.")
 
 
-@users.command("list")
+@users.command("list", epilog="Example: flask users list --role admin")
 @click.option("--role", type=click.Choice(["user", "admin"]))
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
 def list_(role: str | None, limit: int) -> None:
@@ -72,21 +72,21 @@ def list_(role: str | None, limit: int) -> None:
                        f"{row['name']}")
 
 
-@users.command()
+@users.command(epilog="Example: flask users promote ada@example.com")
 @click.argument("email")
 def promote(email: str) -> None:
     """Make a user an administrator."""
     set_role(email, "admin")
 
 
-@users.command()
+@users.command(epilog="Example: flask users demote ada@example.com")
 @click.argument("email")
 def demote(email: str) -> None:
     """Make an administrator a user; not the last one."""
     set_role(email, "user")
 
 
-@users.command("password")
+@users.command("password", epilog="Example: flask users password ada@example.com")
 @click.argument("email")
 @click.password_option(help="Asked for where it isn't given.")
 def password_(email: str, password: str) -> None:
@@ -102,7 +102,7 @@ def password_(email: str, password: str) -> None:
     click.echo("The password is set; every session has ended.")
 
 
-@users.command()
+@users.command(epilog="Example: flask users sessions ada@example.com")
 @click.argument("email")
 def sessions(email: str) -> None:
     """List a user's open sessions."""
@@ -113,7 +113,7 @@ def sessions(email: str) -> None:
                        f"{row['user_agent'] or ''}")
 
 
-@users.command()
+@users.command(epilog="Example: flask users revoke ada@example.com --session 7")
 @click.argument("email")
 @click.option("--session", type=click.IntRange(1), help="Only this one.")
 def revoke(email: str, session: int | None) -> None:
@@ -128,7 +128,7 @@ def revoke(email: str, session: int | None) -> None:
     click.echo(f"{count} ended.")
 
 
-@mail.command()
+@mail.command(epilog="Example: flask mail send")
 def send() -> None:
     """Send what is due in the queue."""
     sent, failed = current_app.extensions["mail"].send_due()

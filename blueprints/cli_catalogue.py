@@ -21,8 +21,10 @@ from extensions import cache
 from schemas.moments import Moment
 
 files = db.load("products_import", patient=True)
-products = AppGroup("products", help="The catalogue as files.")
-reports = AppGroup("reports", help="Reports without the API.")
+products = AppGroup("products", help="The catalogue as files.",
+                    epilog="Example: flask products export > products.csv")
+reports = AppGroup("reports", help="Reports without the API.",
+                   epilog="Example: flask reports sales --from 2026-01-01 --to 2027-01-01")
 
 COLUMNS = ["sku", "name", "description", "price", "stock", "category"]
 NEEDED = {"sku", "name", "price"}
@@ -34,7 +36,7 @@ def init_app(app: Flask) -> None:
     app.cli.add_command(reports)
 
 
-@products.command("import")
+@products.command("import", epilog="Example: flask products import products.csv --dry-run")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
 def import_(file: str, dry_run: bool) -> None:
@@ -67,7 +69,7 @@ def import_(file: str, dry_run: bool) -> None:
                f"{', had this not been a dry run' if dry_run else ''}.")
 
 
-@products.command("export")
+@products.command("export", epilog="Example: flask products export > products.csv")
 def export() -> None:
     """Write the products that have a SKU as CSV to standard output, in the form that import reads.
     """
@@ -157,7 +159,7 @@ def window(command: Callable) -> Callable:
     return from_(to(checked))
 
 
-@reports.command()
+@reports.command(epilog="Example: flask reports transactions --from 2026-01-01 --to 2027-01-01")
 @window
 @click.option("--format", "kind", type=click.Choice(["csv", "json", "ndjson"]), default="csv",
               show_default=True)
@@ -169,7 +171,7 @@ def transactions(kind: str, **dates: datetime) -> None:
     sys.stdout.buffer.flush()
 
 
-@reports.command()
+@reports.command(epilog="Example: flask reports sales --from 2026-01-01 --to 2027-01-01")
 @window
 @click.option("--group-by", type=click.Choice(["day", "week", "month", "category", "product"]),
               default="month", show_default=True)

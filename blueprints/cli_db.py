@@ -29,7 +29,7 @@ class Commands(AppGroup):
             ) from None
 
 
-group = Commands("db", help="Set the database up.")
+group = Commands("db", help="Set the database up.", epilog="Example: flask db upgrade")
 
 
 def init_app(app: Flask) -> None:
@@ -45,7 +45,7 @@ def url() -> str:
     return current_app.config["DATABASE_URL"] or db.embedded_urls(current_app)[0]
 
 
-@group.command()
+@group.command(epilog="Example: flask db upgrade --dry-run")
 @click.option("--dry-run", is_flag=True, help="Show what would be run, and run nothing.")
 @with_appcontext
 def upgrade(dry_run: bool) -> None:
@@ -61,7 +61,7 @@ def upgrade(dry_run: bool) -> None:
     click.echo(f"{count} applied." if count else "Nothing to do.")
 
 
-@group.command()
+@group.command(epilog="Example: flask db downgrade --steps 1")
 @click.option("--steps", default=1, show_default=True, type=click.IntRange(1))
 @with_appcontext
 def downgrade(steps: int) -> None:
@@ -70,7 +70,7 @@ def downgrade(steps: int) -> None:
     click.echo(f"{count} undone." if count else "Nothing to do.")
 
 
-@group.command()
+@group.command(epilog="Example: flask db status")
 @with_appcontext
 def status() -> None:
     """Say which migrations are applied. Exit 1 if any is missing or doesn't fit."""
@@ -84,7 +84,7 @@ def status() -> None:
     sys.exit(len(seen) < len(known))
 
 
-@group.command("check")
+@group.command("check", epilog="Example: flask db check")
 @with_appcontext
 def check_command() -> None:
     """Hold what is kept against the rows it comes from. Exit 1 if anything differs.
@@ -115,7 +115,7 @@ def check_books() -> int:
     return wrong
 
 
-@group.command()
+@group.command(epilog="Example: flask db grant shop_api")
 @click.argument("role")
 @with_appcontext
 def grant(role: str) -> None:
@@ -127,7 +127,7 @@ def grant(role: str) -> None:
     click.echo(f"{role} may read and write rows.")
 
 
-@group.command("backup")
+@group.command("backup", epilog="Example: flask db backup shop.dump")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=pathlib.Path))
 @with_appcontext
 def backup_command(file: pathlib.Path) -> None:
@@ -136,7 +136,7 @@ def backup_command(file: pathlib.Path) -> None:
     click.echo(f"{file}: {file.stat().st_size:,} bytes.")
 
 
-@group.command("restore")
+@group.command("restore", epilog="Example: flask db restore shop.dump")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @with_appcontext
 def restore_command(file: str) -> None:
@@ -152,7 +152,7 @@ def restore_command(file: str) -> None:
         sys.exit(check_books() > 0)
 
 
-@group.command("seed")
+@group.command("seed", epilog="Example: flask db seed --products 5000")
 @click.option("--users", default=DEMO["users"], show_default=True, type=click.IntRange(0))
 @click.option("--products", default=DEMO["products"], show_default=True, type=click.IntRange(0))
 @click.option("--transactions", default=DEMO["transactions"], show_default=True,
@@ -189,7 +189,7 @@ def offer_upgrade(yes: bool) -> None:
     migrations.upgrade(url(), click.echo)
 
 
-@group.command()
+@group.command(epilog="Example: flask db reset")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @with_appcontext
 def reset(yes: bool) -> None:

@@ -3,13 +3,16 @@ import contextlib
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import click
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from db import migrations
 from db import seed as seeds
@@ -82,6 +85,34 @@ def refuse(done):
 def login(client, email, password=PASSWORD):
     response = client.post("auth/login", json={"email": email, "password": password})
     return response.json.get("token") if response.status_code == 200 else None
+
+
+# The help
+
+def walk(command, words):
+    """(words, command) of a command, and of every one below it."""
+    yield words, command
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, [*words, word])
+
+
+def test_every_help_ends_with_an_example_that_parses(app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("products.csv", "shop.dump"):
+        (tmp_path / file).touch()
+    theirs = {"openapi"}  # flask-smorest's
+    for group in app.cli.commands.keys() - theirs:
+        for words, command in walk(app.cli.commands[group], ["flask", group]):
+            told = command.get_help(click.Context(command, info_name=" ".join(words)))
+            kind, _, example = told.splitlines()[-1].strip().partition(" ")
+            assert kind == "Example:", words
+            typed = shlex.split(example.partition(" > ")[0])
+            assert typed[:len(words)] == words
+            command, typed = app.cli, typed[1:]
+            while isinstance(command, click.Group):
+                command = command.commands[typed.pop(0)]
+            with CliRunner().isolation(f"{PASSWORD}\n" * 2):  # for who is asked for one
+                command.make_context(command.name, typed)
 
 
 # Filling a shop
