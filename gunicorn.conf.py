@@ -113,17 +113,20 @@ def prepare(app: Flask) -> None:
         return
     url = db.embedded_urls(app)[0]
     migrations.upgrade(url)
-    try:
+    with contextlib.suppress(NotEmpty):
         seed(url, DEMO)
-        print(f"A demo shop is set up: admin@example.com and user1@example.com, {PASSWORD}")
-    except NotEmpty:
-        pass
+        _first.append("Accounts: admin@example.com, user1@example.com to "
+                      f"user{DEMO['users']}@example.com; password: {PASSWORD}")
+        _first.append(f"Data: {app.instance_path}")
+
+
+_first: list[str] = []  # what a first start says beside where the docs are
 
 
 def when_ready(server: Arbiter) -> None:
     where = next((f"http://{host}:{port}" for host, port in
                   (a[:2] for a in server.address if isinstance(a, tuple))), "the socket")
-    print(f"Shopfront is ready. Docs: {where}/api/v1/docs", flush=True)
+    print(f"Shopfront is ready. Docs: {where}/api/v1/docs", *_first, sep="\n", flush=True)
     gc.freeze()  # what exists by now is for good, and stays on pages that the workers share
 
 

@@ -170,11 +170,21 @@ def test_everybody_of_the_demo_shop_can_log_in(shop):
         assert (answer.status, answer.json()["user"]["role"]) == (200, role)
 
 
-@one_shop
-def test_it_prints_where_the_docs_are(shop):
-    docs = f"{shop.open().base}/api/v1/docs"
-    assert docs in pathlib.Path(shop.server.log_file.name).read_text()
-    assert shop.server.call("GET", docs.removeprefix(shop.server.base)).status == 200
+def test_a_start_prints_where_the_docs_are_and_the_first_where_all_is(make_shop):
+    shop = make_shop()
+    first, second = [], []
+    for said in (first, second):
+        docs = f"{shop.open().base}/api/v1/docs"
+        assert shop.server.call("GET", docs.removeprefix(shop.server.base)).status == 200
+        lines = pathlib.Path(shop.server.log_file.name).read_text().splitlines()
+        said += [line for line in lines if not line.startswith("{")]  # which are of requests
+        assert said[0] == f"Shopfront is ready. Docs: {docs}"
+        shop.close()
+    assert first[1:] == [
+        f"Accounts: {DEMO_ADMIN}, user1@example.com to user20@example.com; password: {PASSWORD}",
+        f"Data: {shop.instance}",
+    ]
+    assert second[1:] == []
 
 
 @one_shop
