@@ -194,18 +194,19 @@ class RedisClient:
                 if self.away_since is None:
                     self.on_beat()
                 else:
-                    self._return(self.away_since)
+                    self._return()
             except self.Away:
                 pass
             except Exception:
                 log.exception("the Redis heartbeat failed")
 
-    def _return(self, left):
+    def _return(self):
         """Close the breaker if Redis answers, and only after ``on_return`` has been heard."""
         self.returns_begun += 1
         self.script("return 1", [], [])
         self.on_return()
-        log.warning("Redis is back after %.1f s", time.monotonic() - left)
+        away = time.monotonic() - self.away_since  # type: ignore[operator] # it was away
+        log.warning("Redis is back after %.1f s", away)
         self.returned = self.returns_begun
         self.away_since = None
         self._here.set()
