@@ -398,6 +398,16 @@ def copy_of_project(tmp_path):
     return target
 
 
+# What takes a minute and more: begun last, one of them would keep the others waiting.
+LONGEST = ["test_embedded", "test_schemathesis", "test_worker", "test_contributing", "test_faults",
+           "test_model", "test_docs", "test_limits", "test_metrics", "test_chaos"]
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_configure(config):
     config.pluginmanager.register(Guard())
 

@@ -297,7 +297,7 @@ def test_a_fault_of_ours_is_500_and_tells_nothing(make_app, make_client, make_da
     url = make_database()
     shop = make_client(make_app(DATABASE_URL=url, CACHE_TYPE="NullCache", LOG_LEVEL="ERROR"))
     with psycopg.connect(url) as conn:
-        conn.execute("ALTER TABLE products RENAME COLUMN stock TO stocked")
+        conn.execute("ALTER VIEW products_v1 RENAME TO mislaid")
     for path in ("products?count=none", "products/1"):
         problem(shop.get(path), 500, "internal_error")
 

@@ -286,7 +286,7 @@ def of_a_broken_shop(how, make_app, make_database):
     shop = make_app(**{"DATABASE_URL": url, "CACHE_TYPE": "NullCache"} | BROKEN[how]).test_client()
     with psycopg.connect(url) as conn:
         if how == "faulty":
-            conn.execute("ALTER TABLE products RENAME COLUMN stock TO stocked")
+            conn.execute("ALTER VIEW products_v1 RENAME TO mislaid")
             conn.commit()
         elif how == "locked":
             conn.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE")
