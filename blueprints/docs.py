@@ -1,4 +1,6 @@
 """The documents of the API, for programs and for people, and the way to them."""
+import hashlib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,11 @@ _swagger: Any = find_spec("flask_swagger_ui")  # which is installed with us
 SWAGGER = Path(_swagger.origin).parent / "dist"
 ASSETS = {"swagger-ui.css": SWAGGER, "swagger-ui-bundle.js": SWAGGER, "favicon-32x32.png": SWAGGER,
           "page.js": OWN, "page.css": OWN}
+# Each is in its file's URL, so that no page gets the file of another release out of a cache.
+HASHES = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+          for name, folder in ASSETS.items()}
+PAGE = re.sub('(?<="/docs/)[^"]+', lambda name: f"{name[0]}?v={HASHES[name[0]]}",
+              (OWN / "page.html").read_text())
 # What Swagger UI needs and no more: its own files, and its icons, which are data: URLs.
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
           "img-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'none'; "
@@ -62,16 +69,16 @@ def document(version: str) -> Response:
 @public
 def page(version: str) -> Response:
     """Open a version's document as a page for people."""
-    html = (OWN / "page.html").read_text().replace("{version}", version)
-    return Response(html, content_type="text/html; charset=utf-8",
+    return Response(PAGE.replace("{version}", version), content_type="text/html; charset=utf-8",
                     headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
 
 
 @blp.get("/docs/<any({}):name>".format(", ".join(f'"{name}"' for name in ASSETS)))
 @public
 def asset(name: str) -> Response:
-    """A file of the docs page."""
-    return send_from_directory(ASSETS[name], name, max_age=3600)
+    """A file of the docs page, to be kept only under the URL that is of its content."""
+    kept = request.args.get("v") == HASHES[name]
+    return send_from_directory(ASSETS[name], name, max_age=3600 if kept else None)
 
 
 @blp.get("/problems/<code>")

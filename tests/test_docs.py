@@ -1,14 +1,17 @@
 """The documents for people: the way to them, their page in a real browser, their examples."""
+import hashlib
 import json
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from blueprints.docs import ASSETS
 from tests.conftest import PASSWORD
 
 VERSIONS = ["v1", "v2"]
@@ -53,6 +56,16 @@ def test_the_introduction_s_examples_run(version, client, server, make_product, 
                  '"validation_failed"', '"next_cursor"', '"completed"', "304",
                  '"precondition_failed"', "RateLimit-Policy"):
         assert any(word in line for line in told), f"{word} is missing in {done.stdout}"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_files_of_the_page_are_asked_for_by_their_content(client, version):
+    files = re.findall(r'(?:src|href)="(/docs/([^"?]+)[^"]*)"',
+                       client.get(f"/api/{version}/docs").text)
+    assert {name for _, name in files} == set(ASSETS)
+    for url, name in files:
+        with client.get(url) as file:
+            assert url == f"/docs/{name}?v={hashlib.sha256(file.data).hexdigest()[:16]}"
 
 
 # One browser for all of them, on one worker.
@@ -162,13 +175,133 @@ def test_the_page_leads_from_one_version_to_the_other(browser, server):
         page.find("#operations-products-listProducts")
 
 
+@pytest.fixture
+def screen(browser):
+    """A function that gives the browser a screen of some width, and a taste for dark or light."""
+    def show(width=1280, scheme="light"):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+            "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [
+            {"name": "prefers-color-scheme", "value": scheme}]})
+    yield show
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {})
+
+
 @in_browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window(browser, server, width):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-    try:
-        Page(browser, server.base, "v1").click("#operations-products-listProducts button")
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+def test_the_page_fits_its_window(browser, server, screen, width):
+    screen(width)
+    page = Page(browser, server.base, "v1")
+    page.click("#operations-products-listProducts button")
+    if width < 500:
+        page.find(".contents summary").click()
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@in_browser
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_contents_list_the_headings_and_the_groups(browser, server, client, screen, version):
+    screen()
+    page = Page(browser, server.base, version)
+    page.find(".contents a")
+    listed = [link.text for link in browser.find_elements(By.CSS_SELECTOR, ".contents a")]
+    document = client.get(f"/api/{version}/openapi.json").json
+    headings = re.findall("^## (.+)$", document["info"]["description"], re.M)
+    assert listed == headings + [tag["name"] for tag in document["tags"]]
+
+
+def place(browser, css):
+    """Where the first element of a selector is in the window."""
+    return SimpleNamespace(**browser.execute_script(
+        "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", css))
+
+
+@in_browser
+@pytest.mark.parametrize("target", ["pages", "operations-tag-transactions"])
+def test_beside_a_wide_text_the_contents_keep_their_place(browser, server, screen, target):
+    screen(1280)
+    page = Page(browser, server.base, "v1")
+    page.find(f".contents a[href='#{target}']").click()
+    WebDriverWait(browser, 5).until(lambda _: 0 <= place(browser, f"#{target}").top < 40)
+    contents = place(browser, ".contents")
+    assert contents.top == 0
+    assert contents.bottom <= 900
+    assert contents.right <= place(browser, "#docs").left
+    assert not browser.find_element(By.CSS_SELECTOR, ".contents summary").is_displayed()
+
+
+@in_browser
+@pytest.mark.parametrize("target", ["pages", "operations-tag-transactions"])
+def test_on_a_phone_the_contents_open_over_the_text_from_anywhere(browser, server, screen, target):
+    screen(390)
+    page = Page(browser, server.base, "v1")
+    browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+    link, = browser.find_elements(By.CSS_SELECTOR, f".contents a[href='#{target}']")
+    assert not link.is_displayed()
+    before = place(browser, "#docs").top
+    page.find(".contents summary").click()
+    assert link.is_displayed()
+    assert place(browser, "#docs").top == before
+    link.click()
+    bar = place(browser, ".contents")
+    WebDriverWait(browser, 5).until(
+        lambda _: bar.bottom <= place(browser, f"#{target}").top < bar.bottom + 40)
+    assert not link.is_displayed()
+
+
+@in_browser
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("link", "target"), [
+    ("#retries", "#retries"), ("#operations-tag-categories", "#operations-tag-categories"),
+    ("#/products/createProduct", "#operations-products-createProduct"),
+])
+def test_a_link_into_the_page_leads_there(browser, server, screen, width, link, target):
+    screen(width)
+    browser.get("about:blank")
+    browser.get(f"{server.base}/api/v1/docs{link}")
+    WebDriverWait(browser, 20).until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, target)
+        and 0 < place(browser, target).top < 80)
+    if width < 500:
+        assert place(browser, target).top >= place(browser, ".contents").bottom
+    assert browser.current_url.endswith(link)
+
+
+@in_browser
+def test_the_page_is_as_dark_as_its_reader_wants(browser, server, screen):
+    Page(browser, server.base, "v1").click("#operations-auth-logIn button")
+    texts = [".contents a", ".swagger-ui .info h2", ".swagger-ui .info pre > code", ".opblock-tag",
+             ".opblock-summary-path", "table.headers td"]
+    for scheme in ("dark", "light", "dark"):
+        screen(scheme=scheme)  # while the page is open
+        for css in texts:
+            WebDriverWait(browser, 10).until(lambda _, css=css: contrast(browser, css) > 4.5, css)
+        assert (luminance(browser, "body", "backgroundColor") < 0.1) == (scheme == "dark")
+
+
+def luminance(browser, css, of):
+    """How light the first element of a selector is (WCAG 2.2), or what shows through it."""
+    colour = browser.execute_script("""
+        let element = document.querySelector(arguments[0]), colour;
+        do colour = getComputedStyle(element)[arguments[1]];
+        while (colour == "rgba(0, 0, 0, 0)" && (element = element.parentElement));
+        return colour;
+    """, css, of)
+    shares = [int(share) / 255 for share in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+                        for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(browser, css):
+    dark, light = sorted(luminance(browser, css, of) for of in ("color", "backgroundColor"))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@in_browser
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_examples_name_the_address_that_the_page_is_from(browser, server, version):
+    text = Page(browser, server.base, version).find(".info").text
+    assert f"API={server.base}/api/{version}\n" in text
+    assert "localhost" not in text

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from werkzeug.datastructures import Headers
 
-from blueprints.docs import POLICY
+from blueprints.docs import HASHES, POLICY
 from extensions import jwt
 from extensions.behind import mail
 from extensions.http.headers import SECURITY
@@ -209,9 +209,11 @@ ANSWERS = [
     (200, NEVER, "GET /health"), (200, NEVER, "HEAD /health"), (200, NEVER, "GET /health/ready"),
     (200, None, "GET /"), (302, None, "GET /|Accept: text/html"),
     (200, "no-cache", "GET /api/v1/docs"), (200, "no-cache", "HEAD /api/v2/docs"),
-    (200, HOUR, "GET /docs/page.js"), (200, HOUR, "GET /docs/swagger-ui-bundle.js"),
-    (206, HOUR, "GET /docs/page.css|Range: bytes=0-3"),
-    (304, HOUR, "GET /docs/page.css|If-Modified-Since: Thu, 31 Dec 2099 00:00:00 GMT"),
+    (200, "no-cache", "GET /docs/page.js"), (200, "no-cache", "GET /docs/page.js?v=another"),
+    *((200, HOUR, f"GET /docs/{name}?v={version}") for name, version in HASHES.items()),
+    (206, HOUR, f"GET /docs/page.css?v={HASHES['page.css']}|Range: bytes=0-3"),
+    (304, HOUR, f"GET /docs/page.css?v={HASHES['page.css']}"
+                "|If-Modified-Since: Thu, 31 Dec 2099 00:00:00 GMT"),
     (200, PUBLIC, "GET /api/v1/openapi.json"),
     (304, PUBLIC, "GET /api/v1/openapi.json|If-None-Match: *"),
     (200, HOUR, "GET /problems/gone"), (200, None, "GET /metrics|Authorization: <metrics>"),
