@@ -400,7 +400,7 @@ def copy_of_project(tmp_path):
 
 # What takes a minute and more: begun last, one of them would keep the others waiting.
 LONGEST = ["test_embedded", "test_schemathesis", "test_worker", "test_contributing", "test_faults",
-           "test_model", "test_docs", "test_limits", "test_metrics", "test_chaos"]
+           "test_model", "test_docs", "test_chaos"]
 
 
 def pytest_collection_modifyitems(items):
