@@ -30,6 +30,7 @@ workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["WEB_THREADS"]
 # Loaded once, shared by the workers' memory; nothing in it holds a connection yet.
 preload_app = True
+http_parser = "python"  # gunicorn's C parser, where one is installed, has no bounds of ours
 forwarder_headers = ""  # no header moves SCRIPT_NAME, whoever sends it
 keepalive = 15
 timeout = 60
