@@ -1,4 +1,5 @@
 """Backups: the whole database in one file of pg_dump's, and back into an empty one."""
+import contextlib
 import os
 import pathlib
 import shutil
@@ -13,10 +14,12 @@ FILLED = """
 SELECT FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S')
 """
+HEAD = 4096  # bytes in which the settings stand, in front of all data
+UNKNOWN = b"SET transaction_timeout = 0;\n"
 
 
 class BackupError(Exception):
-    """No backup was made, or none was brought back; the message says why."""
+    """A backup or a restore has failed; the message says why."""
 
 
 def backup(url: str, path: pathlib.Path | str) -> None:
@@ -40,26 +43,51 @@ def backup(url: str, path: pathlib.Path | str) -> None:
 def restore(url: str, path: pathlib.Path | str) -> None:
     """Fill an empty database from such a file: all of it or nothing.
 
-    What there is belongs to whoever restores it, and nobody else may do anything with it yet.
+    Everything belongs to the role that restores it; no other role has any rights yet. pg_restore
+    writes SQL that psql runs, less the setting that PostgreSQL before 17 doesn't know.
     """
     with migrations.connect(url) as conn:
         if conn.execute(FILLED).rowcount:
             raise BackupError("The database is not empty. Make a new one, and name that.")
-    _run("pg_restore", url, "--single-transaction", "--exit-on-error", "--no-owner", "--no-acl",
-         "--no-comments", str(path))
+    with _start("pg_restore", None, "--file=-", "--no-owner", "--no-acl", "--no-comments",
+                str(path)) as reader, \
+            _start("psql", url, "--no-psqlrc", "--quiet", "--single-transaction",
+                   "--set=ON_ERROR_STOP=1", f"--output={os.devnull}") as writer:
+        with contextlib.suppress(BrokenPipeError):  # psql has met an error
+            writer.stdin.write(reader.stdout.read(HEAD).replace(UNKNOWN, b"", 1))
+            shutil.copyfileobj(reader.stdout, writer.stdin)
+            if reader.wait():
+                writer.kill()  # at the end of its input it would store what has come
+            writer.stdin.close()
+        reader.stdout.close()
+        for process, name in ((writer, "psql"), (reader, "pg_restore")):
+            said = process.stderr.read().decode(errors="replace")
+            if process.wait() > 0:
+                raise BackupError(_first_line(said, name))
 
 
 def _run(program, url, *arguments):
-    parts = conninfo.conninfo_to_dict(url)
-    env = dict(os.environ)
-    if password := parts.pop("password", None):
-        env["PGPASSWORD"] = str(password)  # where `ps` does not show it
-    done = subprocess.run(  # nosec B603 # a list, of our own words
-        [_find(program), f"--dbname={conninfo.make_conninfo('', **parts)}", *arguments],
-        env=env, capture_output=True, text=True, errors="replace",
-    )
-    if done.returncode:
-        raise BackupError(done.stderr.strip().partition("\n")[0] or f"{program} failed.")
+    with _start(program, url, *arguments) as process:
+        _, said = process.communicate()
+    if process.returncode:
+        raise BackupError(_first_line(said.decode(errors="replace"), program))
+
+
+def _first_line(said, program):
+    return said.strip().partition("\n")[0] or f"{program} failed."
+
+
+def _start(program, url, *arguments):
+    """Start a program of PostgreSQL's on a database, if it is to work on one."""
+    env, words = dict(os.environ), []
+    if url is not None:
+        parts = conninfo.conninfo_to_dict(url)
+        if password := parts.pop("password", None):
+            env["PGPASSWORD"] = str(password)  # where `ps` does not show it
+        words = [f"--dbname={conninfo.make_conninfo('', **parts)}"]
+    return subprocess.Popen(  # nosec B603 # a list, of our own words
+        [_find(program), *words, *arguments], env=env, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def _find(program):
