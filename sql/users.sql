@@ -1,27 +1,33 @@
--- name: page :rows replan
-SELECT u.id, u.email, u.name, u.role, u.email_verified, u.created_at, u.updated_at, u.last_login
-FROM users u
-WHERE (%(role)s::text IS NULL OR u.role = %(role)s)
-  AND (%(pattern)s::text IS NULL
-       OR lower(u.email || E'\x1f' || u.name) LIKE '%' || lower(%(pattern)s) || '%')
-  AND (%(after_id)s::bigint IS NULL OR CASE %(sort)s::text
-       WHEN 'created_at' THEN (u.created_at, u.id) > (%(after)s::text::timestamptz, %(after_id)s)
-       WHEN '-created_at' THEN (u.created_at, u.id) < (%(after)s::text::timestamptz, %(after_id)s)
-       WHEN 'name' THEN (lower(u.name) COLLATE "C", u.id) > (lower(%(after)s::text), %(after_id)s)
-       WHEN '-name' THEN (lower(u.name) COLLATE "C", u.id) < (lower(%(after)s::text), %(after_id)s)
-       WHEN 'email' THEN (u.email, u.id) > (%(after)s::text, %(after_id)s)
-       WHEN '-email' THEN (u.email, u.id) < (%(after)s::text, %(after_id)s)
-       END)
-ORDER BY
-    CASE WHEN %(sort)s = 'created_at' THEN u.created_at END,
-    CASE WHEN %(sort)s = '-created_at' THEN u.created_at END DESC,
-    CASE WHEN %(sort)s = 'name' THEN lower(u.name) COLLATE "C" END,
-    CASE WHEN %(sort)s = '-name' THEN lower(u.name) COLLATE "C" END DESC,
-    CASE WHEN %(sort)s = 'email' THEN u.email END,
-    CASE WHEN %(sort)s = '-email' THEN u.email END DESC,
-    CASE WHEN left(%(sort)s, 1) = '-' THEN u.id END DESC,
-    u.id
-LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
+-- Users in the shape of a version of the API.
+-- name: page :column replan
+SELECT CASE %(version)s::int
+       WHEN 1 THEN (SELECT row_to_json(v)::text FROM users_v1 v WHERE v.id = k.id)
+       ELSE (SELECT row_to_json(v)::text FROM users_v2 v WHERE v.id = k.id) END
+FROM (
+    SELECT u.id
+    FROM users u
+    WHERE (%(role)s::text IS NULL OR u.role = %(role)s)
+      AND (%(pattern)s::text IS NULL
+           OR lower(u.email || E'\x1f' || u.name) LIKE '%' || lower(%(pattern)s) || '%')
+      AND (%(after_id)s::bigint IS NULL OR CASE %(sort)s::text
+           WHEN 'created_at' THEN (u.created_at, u.id) > (%(after)s::text::timestamptz, %(after_id)s)
+           WHEN '-created_at' THEN (u.created_at, u.id) < (%(after)s::text::timestamptz, %(after_id)s)
+           WHEN 'name' THEN (lower(u.name) COLLATE "C", u.id) > (lower(%(after)s::text), %(after_id)s)
+           WHEN '-name' THEN (lower(u.name) COLLATE "C", u.id) < (lower(%(after)s::text), %(after_id)s)
+           WHEN 'email' THEN (u.email, u.id) > (%(after)s::text, %(after_id)s)
+           WHEN '-email' THEN (u.email, u.id) < (%(after)s::text, %(after_id)s)
+           END)
+    ORDER BY
+        CASE WHEN %(sort)s = 'created_at' THEN u.created_at END,
+        CASE WHEN %(sort)s = '-created_at' THEN u.created_at END DESC,
+        CASE WHEN %(sort)s = 'name' THEN lower(u.name) COLLATE "C" END,
+        CASE WHEN %(sort)s = '-name' THEN lower(u.name) COLLATE "C" END DESC,
+        CASE WHEN %(sort)s = 'email' THEN u.email END,
+        CASE WHEN %(sort)s = '-email' THEN u.email END DESC,
+        CASE WHEN left(%(sort)s, 1) = '-' THEN u.id END DESC,
+        u.id
+    LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
+) k
 
 -- name: count :value replan
 SELECT count(*)

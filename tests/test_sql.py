@@ -33,9 +33,6 @@ USES = [
     ("users.page", {"sort": "created_at"}, "users_created_idx"),
     ("users.page", {"sort": "name"}, "users_name_idx"),
     ("users.page", {"sort": "email"}, "users_email_idx"),
-    ("users_v2.page", {"sort": "created_at"}, "users_created_idx"),
-    ("users_v2.page", {"sort": "name"}, "users_name_idx"),
-    ("users_v2.page", {"sort": "email"}, "users_email_idx"),
 ]
 FINDS = [
     ("products.page", {"sort": "-created_at", "pattern": "zzz"}, "products_search_idx"),

@@ -81,7 +81,7 @@ class Users(MethodView):
         page = Page(query)
         filters = {"role": query["role"], "pattern": pattern(query["search"])}
         with db.reading() as conn:
-            rows = queries.page(conn, **filters, **page.window())
+            rows = queries.page(conn, version=1, **filters, **page.window())
             total = page.total_of(rows, conn, queries.count, **filters)
         text, headers = page.render(rows, total, page.next_cursor(rows))
         return answer(text, headers=dict(headers))

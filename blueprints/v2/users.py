@@ -30,9 +30,8 @@ class Users(MethodView):
         """List users, by cursor"""
         page = Page(query)
         with db.reading() as conn:
-            rows = queries.page(
-                conn, role=query["role"], pattern=pattern(query["search"]), **page.window()
-            )
+            rows = v1.queries.page(conn, version=2, role=query["role"],
+                                   pattern=pattern(query["search"]), **page.window())
         cursor = page.next_cursor(rows, key=lambda row: {
             "name": row["profile"]["name"], "email": row["email"], "created_at": row["created_at"],
         }[query["sort"]])
