@@ -128,7 +128,7 @@ def when_ready(server: Arbiter) -> None:
     where = next((f"http://{host}:{port}" for host, port in
                   (a[:2] for a in server.address if isinstance(a, tuple))), "the socket")
     print(f"Shopfront is ready. Docs: {where}/api/v1/docs", *_first, sep="\n", flush=True)
-    gc.freeze()  # what exists by now is for good, and stays on pages that the workers share
+    gc.freeze()  # what exists by now stays, on pages that the workers share
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:

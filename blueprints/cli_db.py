@@ -121,7 +121,7 @@ def check_books() -> int:
 def grant(role: str) -> None:
     """Let ROLE, as which the API is to run, read and write rows and nothing else.
 
-    Whoever calls this owns the schema and goes on to upgrade it. Once is enough.
+    Call it once, as the role that owns the schema and upgrades it.
     """
     migrations.grant(url(), role)
     click.echo(f"{role} may read and write rows.")
@@ -178,7 +178,7 @@ def seed_command(force: bool, yes: bool, **sizes: int) -> None:
 
 
 def offer_upgrade(yes: bool) -> None:
-    """Apply the migrations that are new, if there are any and whoever is asked agrees."""
+    """Apply the migrations that are new, if there are any and the operator agrees."""
     with migrations.connect(url()) as conn:
         if not migrations.new(conn):
             return

@@ -1,4 +1,4 @@
-"""The shop's database, for everybody else: connection(), reading(), reports(), load()."""
+"""The shop's database, for every other room: connection(), reading(), reports(), load()."""
 import atexit
 import functools
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def init_app(app: Flask) -> None:
 
 
 def check_pooler(config: dict) -> None:
-    """Raise PoolerError where a pooler gives our sessions to others and DATABASE_POOLER is none."""
+    """Raise PoolerError if a pooler shares our sessions and DATABASE_POOLER doesn't say so."""
     for name in ("DATABASE_URL", "DATABASE_READ_URL"):
         if config[name] and config["DATABASE_POOLER"] == "none":
             refuse_pooler(name, config[name])

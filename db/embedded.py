@@ -1,10 +1,10 @@
 """PostgreSQL and Valkey for a machine that has neither.
 
-The servers live in one folder and belong to whoever holds a lease on it. A lease is a shared
+The servers live in one folder and run while any process holds a lease on it. A lease is a shared
 ``flock``, which the kernel drops even on SIGKILL; a ``gate`` lock surrounds every start and stop.
 The last one out stops the servers. A small watcher process does so for those who were killed, and
 starts a server again that dies while a lease is held; it ends both when their folder is removed.
-Which process a server is, its socket says and nothing else: a pid file may name a stranger.
+A server's process is found by its socket only: a pid file may name another program.
 
 As root the servers run as ``nobody``, from binaries linked to where that user can read them.
 """
@@ -34,7 +34,7 @@ import psycopg
 
 DATABASE = "shopfront"
 SOCKET_PATH_LIMIT = 80  # sun_path holds 108 bytes, PostgreSQL adds "/.s.PGSQL.5432"
-# Means nothing to URLs, to a shell, to libpq's lists of hosts and PostgreSQL's lists of folders.
+# Characters without a meaning in URLs, shells, libpq's host lists and PostgreSQL's folder lists.
 PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 POSTGRES, VALKEY = ".s.PGSQL.5432", "valkey"  # the names of their sockets
 NAMES = {POSTGRES: "PostgreSQL", VALKEY: "Valkey"}
@@ -85,7 +85,7 @@ class Servers:
     def stop(self) -> None:
         """Give the lease back; stop the servers if nobody else holds one.
 
-        A forked child shares its parent's lease and so has none of its own to give back.
+        A forked child shares its parent's lease and has none of its own to give back.
         """
         if self._lease is None or self._owner != os.getpid():
             return
@@ -276,16 +276,16 @@ class Watcher:
 
     def run(self) -> None:
         if not _wait_until(lambda: _taken(self.lock), MOMENT_SECONDS):
-            return  # another one watches; who only asks holds the lock for no longer than it takes
+            return  # another one watches; a process that only asks holds the lock for an instant
         unused = 0
         while True:
-            if self.starter != os.getppid():  # who reads our starter's output waits for its end
+            if self.starter != os.getppid():  # a reader of our starter's output waits for its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 self.starter = os.getppid()
             if _taken(self.gate):  # if not, a start or a stop is under way
                 unused = 0 if self._see_to_them() else unused + 1
                 if unused == 2:  # a killed start may leave a server that does not listen yet
-                    os.close(self.lock)  # under the gate: who starts next sees nobody watching
+                    os.close(self.lock)  # under the gate: the next to start sees no watcher
                     return
                 fcntl.flock(self.gate, fcntl.LOCK_UN)
             time.sleep(TICK_SECONDS)
@@ -340,7 +340,7 @@ def watch(folder: str, durable: str, starter: str) -> None:
         handler = logging.StreamHandler(stream)
         handler.setFormatter(_Json())
         log.addHandler(handler)
-    with contextlib.suppress(FileNotFoundError):  # the start came to nothing
+    with contextlib.suppress(FileNotFoundError):  # the start failed
         Watcher(folder, durable == "1", int(starter)).run()
 
 

@@ -1,14 +1,14 @@
 """Migrations: plain SQL files, applied once each, in the order of their numbers.
 
 A file ``sql/migrations/0001_shop.sql`` holds the way up, then ``-- down`` and the way back. Each
-runs in a transaction of its own. A lock that it needs it waits for only briefly, since everybody
+runs in a transaction of its own. It waits only briefly for a lock, since everybody
 else queues up behind it; then it is undone and tried again. An advisory lock lets any number of
 processes try at once, through a pooler as well. What was applied is remembered with a checksum, so
 that an edited file shows.
 
 Of a file whose first line is ``-- no-transaction`` the statements run one by one, under the
-server's own settings. It is for CREATE INDEX CONCURRENTLY, and may be broken off anywhere: the next
-upgrade removes an index that is half built and begins the file anew.
+server's own settings. It is for CREATE INDEX CONCURRENTLY, and may be interrupted
+anywhere: the next upgrade removes an index that is half built and begins the file anew.
 """
 import contextlib
 import hashlib
@@ -156,8 +156,8 @@ def _alone(url):
 
     The lock belongs to a transaction on a connection of its own, since a pooler may change what
     is behind a session. CREATE INDEX CONCURRENTLY waits for every snapshot, so that transaction
-    must keep none: who comes second asks again and again instead of waiting inside a statement,
-    and asks by a ClientCursor, since a statement with parameters keeps its snapshot until the next.
+    must keep none: the second to come asks again and again instead of waiting inside a
+    statement, by a ClientCursor, since a statement with parameters keeps its snapshot.
     """
     with connect(url) as conn:
         asking = psycopg.ClientCursor(conn)
@@ -211,7 +211,7 @@ def _step_by_step(conn, text, remember):
 def grant(url: str, role: str) -> None:
     """Let a role read and write rows, of later tables as well, and nothing else.
 
-    It is the one that the API runs as; who calls this owns the schema. Raises MigrationError where
+    It is the role that the API runs as; the caller owns the schema. Raises MigrationError where
     there is no such role.
     """
     with connect(url) as conn, conn.transaction():

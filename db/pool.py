@@ -23,11 +23,11 @@ CONNECT_SECONDS = 2
 # a list of one product is shorter than it guesses; that took longer than the sale.
 BEGIN = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan"
 GRACE_SECONDS = 1.0  # what a statement may take beyond its time-out before its socket is cut
-Step = Callable[[bool], None]  # called behind a block: with whether its outcome is known
+Step = Callable[[bool], None]  # called after a block, with whether its outcome is known
 
 
 class Connection(psycopg.Connection):
-    """psycopg's, with what is to be called behind its block."""
+    """psycopg's, with what is to be called after its block."""
 
     after: list[Step]
 
@@ -67,8 +67,8 @@ class Database:
     def connection(self) -> Iterator[Connection]:
         """A connection whose ``with`` block is all or nothing: stored at its end, or undone.
 
-        What the block appends to ``conn.after`` is called behind its end, with whether the outcome
-        is known: of a connection that is lost during COMMIT it isn't.
+        What the block appends to ``conn.after`` is called after its end, with whether the outcome
+        is known: it isn't when the connection is lost during COMMIT.
         """
         with aftermath() as after, self.reading() as conn:
             conn.after = after
@@ -110,7 +110,7 @@ class Database:
             self._pool.drain()
 
     def close(self) -> None:
-        """Give every connection back, for good: whoever asks afterwards gets PoolClosed."""
+        """Close every connection, for good: asking for one raises PoolClosed from then on."""
         with self._lock:
             self._closed = True
             if self._pool is not None and self._pid == os.getpid():
@@ -132,8 +132,8 @@ class Database:
                 self._pool = ConnectionPool(
                     self._url() if callable(self._url) else self._url, connection_class=kind,
                     min_size=0, max_size=self._size, max_idle=120, max_lifetime=3600,
-                    # An attempt that fails is given up soon and made anew by the next request: the
-                    # pool's own back-off would go on sleeping after the server is back.
+                    # A failed attempt is given up soon and repeated by the next request: the pool's
+                    # own back-off would go on sleeping after the server is back.
                     reconnect_timeout=0.5, timeout=CHECKOUT_SECONDS,
                     kwargs=connect_options(self._timeout_ms, self._sessionless)
                     | {"autocommit": True}, open=True,
@@ -163,9 +163,9 @@ class Database:
 
 @contextlib.contextmanager
 def aftermath() -> Iterator[list[Step]]:
-    """A list, whose functions are called behind the block: with whether its outcome is known.
+    """A list of functions that are called after the block, with whether its outcome is known.
 
-    Of a connection that is lost during COMMIT it isn't.
+    It isn't when the connection is lost during COMMIT.
     """
     after: list[Step] = []
     known = True
@@ -190,14 +190,14 @@ class Sessionless(Connection):
     settings: str
 
     @classmethod
-    def connect(  # type: ignore[override] # what it sets itself nobody else is to
+    def connect(  # type: ignore[override] # it sets some arguments itself
         cls, conninfo: str = "", *, settings: dict, **kwargs: Any
     ) -> "Sessionless":
         """Connect; ``settings`` are ``{name: value}`` of PostgreSQL's own."""
         conn = super().connect(conninfo, options="", prepare_threshold=None,
                                cursor_factory=Bringer, **kwargs)
         conn.settings = json.dumps(settings)
-        # psycopg goes by the session's time zone and date style, which are anybody's.
+        # psycopg reads times by the session's zone and date style, which another may have set.
         conn.adapters.register_loader("timestamptz", UtcLoader)
         return conn
 
@@ -246,7 +246,7 @@ class Bringer(psycopg.Cursor):
 
 
 class UtcLoader(Loader):
-    """timestamptz out of its text in ISO style and UTC."""
+    """Loads timestamptz from text in ISO style and UTC."""
 
     def load(self, data: Buffer) -> datetime:
         return datetime.fromisoformat(bytes(data).decode())

@@ -17,7 +17,7 @@ ndjson   COPY of the rows as JSON, one a line: a psycopg Copy to read blocks fro
 
 A query that takes longer than SLOW_SECONDS is named in the log.
 
-``replan`` behind the shape keeps PostgreSQL from preparing the statement: each run is planned with
+``replan`` after the shape keeps PostgreSQL from preparing the statement: each run is planned with
 its own values, so that unused filters fold away and the plain index remains.
 """
 import logging

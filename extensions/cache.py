@@ -4,7 +4,7 @@ An entry belongs to one or more groups (``products``, ``product:7``). Each group
 random word; an entry carries the words that were read *before* its query ran. A write marks its
 groups before it is stored and gives them new words afterwards, at the same cost for one entry as
 for a million: while a mark stands nothing is served or kept, and every older entry is a miss from
-then on. A mark whose writer died runs out by itself, later than what it wrote can still be stored.
+then on. A mark whose writer died runs out by itself, when its COMMIT can't happen any more.
 
 The door (front/door.py) counts a request and looks its answer up with one call to Redis, where it
 knows by the URL which entry that is.
@@ -123,7 +123,7 @@ class Known(NamedTuple):
     """Where an answer is kept and how it is made: its key, its groups, ``find``, its route.
 
     ``find() -> (text, headers)`` takes nothing from the request. A dear answer is made by one
-    process of all, and kept after the first request; another only once it is asked for again.
+    process of all, and kept after the first request; a cheap one only when it is asked for again.
     """
 
     key: str
@@ -198,8 +198,7 @@ class RedisBackend(BaseCache):
         return mark
 
     def forsake(self, mark: bytes, groups: Iterable[str]) -> None:
-        """Have a mark, which may stand where nobody can reach it now, taken off when Redis is back.
-        """
+        """Have a mark that may stand in a Redis out of reach removed once that is back."""
         self._forsaken.append((mark, groups))
 
     def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
@@ -334,8 +333,8 @@ cache: Any = Cache()  # whose ``cache`` is one of the backends
 class Recent:
     """What this process has computed of late, and what it is computing now.
 
-    An answer that is asked for once stays here; one that is asked for again goes to Redis. Whether
-    one is still true is for its generation to say, as ever.
+    An answer that is asked for once stays here; one that is asked for again goes to Redis. Its
+    generation tells whether one is still true.
     """
 
     def __init__(self) -> None:
@@ -412,7 +411,7 @@ class Learned:
 class Single:
     """Public resources at ``<path>/<id>``: each in a cache group of its own, and in ``others``.
 
-    ``find(id)`` is a resource's JSON, or raises a Problem. That is all there is to such an answer,
+    ``find(id)`` is a resource's JSON, or raises a Problem. Such an answer needs nothing else,
     so the door gives it without Flask.
     """
 
@@ -456,8 +455,8 @@ def fetch(known: Known, encoding: str | None = None,
           found: Found | None = None) -> tuple[bytes, bool, bool]:
     """(entry, whether it was found, whether it is compressed with ``encoding``).
 
-    An entry is bytes: a line about the answer, then its body. Of several who miss at once one makes
-    it: one of this process, and for a dear answer one of all. What that raises is not kept.
+    An entry is bytes: a line about the answer, then its body. Of several that miss at once one
+    makes it: one of this process, and for a dear answer one of all. An error is not kept.
     ``found`` is what the door has looked up already.
     """
     started = time.perf_counter()
@@ -474,7 +473,7 @@ def fetch(known: Known, encoding: str | None = None,
 
 def look_again(known: Known, encoding: str | None, started: float) -> Found:
     """Look an answer up, now. ``busy`` for BUSY_SECONDS from ``started`` on at most, on
-    time.perf_counter's clock: then whoever computes it is taken to have died."""
+    time.perf_counter's clock: by then the process that computes it must have died."""
     try:
         found = cache.cache.lookup(known, encoding)
     except RedisClient.Away:
@@ -545,11 +544,11 @@ def render(visit: Visit, entry: bytes, encoding: str | None, hit: bool) -> Answe
 
 
 def change(conn: Connection, *groups: str) -> None:
-    """Within a write's transaction, as its last step: what it changes belongs to these groups.
+    """Make stale what a write changes: the last step of its transaction.
 
-    They are marked now, and renewed once the transaction is stored or undone. While Redis is away
-    the writer's answer waits until what it kept can't be served any more: LEASE_SECONDS at most
-    from the moment on at which it went away.
+    The groups are marked now, and renewed once the transaction is stored or undone. While Redis is
+    away the writer's answer waits until no entry of its can be served any more: for at most
+    LEASE_SECONDS from the moment at which it went away.
     """
     backend, mark = cache.cache, None
     with contextlib.suppress(RedisClient.Away):
@@ -570,7 +569,7 @@ def invalidate(*groups: str) -> None:
 def _renew(backend, mark, groups):
     """Renew groups, or wait until nobody can be served from a Redis that is away.
 
-    A mark is no reason not to: a Redis that has started anew knows nothing of it.
+    Marked groups, too: a Redis that was restarted has lost the mark.
     """
     try:
         backend.renew(mark, groups)
@@ -581,10 +580,10 @@ def _renew(backend, mark, groups):
 
 
 def _outwait(backend, mark, groups):
-    """Until its lease has run out; or it is back, and what it kept was made stale after this began.
+    """Wait until the lease has run out, or Redis is back and its entries were made stale since.
 
-    A return that was under way by then may have made that stale before the write was stored. And
-    others may be back sooner, and keep what they read before it was: if they can be, so will we.
+    A return that was already under way may have done that before the write was stored. And another
+    process may be back sooner, and keep what it read before: so this one tries as well.
     """
     here = backend.redis
     begun = here.returns_begun
@@ -605,7 +604,7 @@ def _compressed(entry, encoding):
 
 
 def _made(known):
-    """The entry of a Known, made now: a line of tag and headers, then the body."""
+    """Make the entry of a Known: a line of tag and headers, then the body."""
     text, headers = known.find()
     body = text.encode()
     line = "\t".join([etag_of(body), *(f"{name}:{value}" for name, value in headers)])

@@ -85,10 +85,10 @@ def decode(token: str, kind: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _verified(token, kind, keys):
-    """``decode``, but for time going on: what is signed stays signed.
+    """``decode`` without the check of the time: a signature that holds, holds for good.
 
-    PyJWT is called with the extension's settings, not through it: the extension takes a token
-    without ``type`` or ``exp`` for good.
+    PyJWT is called with the extension's settings, not through it: the extension accepts a
+    token without ``type`` or ``exp``.
     """
     key, *others = keys
     try:

@@ -20,7 +20,7 @@ from extensions.http.errors import Problem
 from extensions.http.visit import Pairs, Visit, visit
 from extensions.redis_client import RedisClient, client
 
-# Count and remaining life in one answer. A key without an end, however it came to be, gets one.
+# Count and remaining life in one answer. A key that has no end, for whatever reason, gets one.
 COUNT = """
 local count = redis.call('INCRBY', KEYS[1], 1)
 local left = redis.call('PTTL', KEYS[1])
@@ -140,7 +140,7 @@ SETTINGS = {"api": "RATE_LIMIT", "login": "LOGIN_RATE_LIMIT", "registration": "R
 
 
 def init_app(app: Flask) -> None:
-    # flask-limiter leaves its hooks out where it finds itself bound already.
+    # flask-limiter adds no hooks to an app that it takes for bound already.
     app.extensions.setdefault("limiter", set()).add(limiter)
     limiter.init_app(app)
     app.extensions["limits"] = {

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-# OWASP Password Storage Cheat Sheet: 19 MiB, 2 passes, 1 lane. More memory would be a lever for
-# whoever wants to exhaust the machine with logins.
+# OWASP Password Storage Cheat Sheet: 19 MiB, 2 passes, 1 lane. More memory would help those who
+# want to exhaust the machine by logins.
 hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
 
 COMMON = frozenset(
@@ -26,7 +26,7 @@ NOBODY = hasher.hash("no account has this password")
 
 
 def _begin():
-    """One thread of a process hashes, for all: each that ever did keeps the 19 MiB that it took."""
+    """Start the one thread of a process that hashes: each thread that did would keep its 19 MiB."""
     global _hashing
     _hashing = ThreadPoolExecutor(1, "passwords")
 

@@ -38,13 +38,12 @@ class RedisClient:
     well the same thread calls ``on_beat``, which keeps its connection open: a Redis that is full of
     clients goes on answering those that it has.
 
-    A server with another past than the last one's is not believed before it has come back that way:
-    a replica that took over may have missed what this one was told.
+    A server whose history differs from the last one's is trusted only after such a return: a
+    replica that took over may have missed what the last one was told.
     """
 
     class Away(Exception):
-        """Redis does not answer. Do without. ``asked``: it may have done all the same what it was.
-        """
+        """Redis does not answer. ``asked``: it may have carried out the call all the same."""
 
         def __init__(self, asked: bool = False) -> None:
             super().__init__()
@@ -82,7 +81,7 @@ class RedisClient:
             raise self.Away
         try:
             return work(self._client)
-        # One that refuses (MISCONF, NOREPLICAS) is away, too, or that no descriptor is left for.
+        # One that refuses (MISCONF, NOREPLICAS) is away, too; so is any without a descriptor left.
         except (redis.RedisError, OSError) as error:
             self._leave(error)
             raise self.Away(asked=True) from None
@@ -112,7 +111,7 @@ class RedisClient:
         return self._here.wait(max(0, seconds))
 
     def answers(self) -> bool:
-        """Whether there is a Redis for whoever comes now, and takes writes; here it may be away."""
+        """Whether Redis answers a new client and takes writes, even if it is away here."""
         pool = self._client.connection_pool
         stranger = pool.connection_kwargs | {"redis_connect_func": None}
         with contextlib.suppress(redis.RedisError, OSError), contextlib.ExitStack() as stack:
@@ -148,7 +147,7 @@ class RedisClient:
                 return replies
             except redis.RedisError as error:
                 connection.disconnect()  # replies that are still to come belong to nobody
-                # A restart of the server leaves dead connections behind; a new one knows better.
+                # A restarted server leaves dead connections behind: try a new one.
                 if last or not isinstance(error, redis.ConnectionError):
                     raise
         return None
@@ -161,7 +160,7 @@ class RedisClient:
             self._client = redis.Redis.from_url(
                 self._url() if callable(self._url) else self._url,
                 socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT,
-                # A connection that the server closed while idle is replaced without a word.
+                # A connection that the server closed while idle is replaced silently.
                 retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionResetError,
                                                               BrokenPipeError)),
                 health_check_interval=0, max_connections=1000, protocol=2,
@@ -172,9 +171,9 @@ class RedisClient:
             self._pid = os.getpid()
 
     def _meet(self, connection):
-        """Greet a server on a new connection, if it has the past of the last one.
+        """Check on a new connection that the server has the history of the last one.
 
-        If not, nobody's connection is good any more, and the heartbeat meets who is there now.
+        If not, no connection is good any more, and the heartbeat meets the new server.
         """
         connection.on_connect()
         past = _past_of(connection)
@@ -213,7 +212,7 @@ class RedisClient:
 
 
 def _past_of(connection):
-    """What a server shares with those who have heard all that it has; empty if it doesn't tell."""
+    """The id that a server shares with replicas that missed nothing; empty if it doesn't tell."""
     connection.send_command("INFO", "replication", check_health=False)
     try:
         found = _PAST.search(connection.read_response())

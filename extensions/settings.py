@@ -66,7 +66,7 @@ def mail_server(value: str) -> str:
         parts = urlsplit(value)
         if not value or (parts.scheme in ("smtp", "smtps") and parts.hostname and parts.port != 0):
             return value
-    except ValueError:  # what is no port may be a part of the password, and is not told
+    except ValueError:  # what stands in place of a port may be part of the password: it isn't shown
         pass
     raise ValueError("must look like smtp://user:password@host:587 or smtps://host:465")
 

@@ -277,7 +277,7 @@ def open_session(conn: db.Connection, user_id: int, password_hash: str) -> str |
 
 
 def redeem(conn: db.Connection, token: str, purpose: str) -> dict:
-    """The user whom a mail's token is for; it is spent. 401 for any other."""
+    """The user of a mailed token, which is used up by this. 401 for any other token."""
     user = queries.redeem(conn, token_hash=token_hash(token), purpose=purpose)
     if user is None:
         raise Problem("invalid_credentials", "The token is wrong, used or too old.")

@@ -87,7 +87,7 @@ class Door:
     def answers_again(self, visits: list[Visit]) -> list[Answer | None]:
         """As ``answers``, for those whose answer is being computed by somebody else.
 
-        Where nobody computes it any longer, the first of them is to: the others wait for that one.
+        If nobody computes it any longer, the first of them does: the others wait for that one.
         """
         seen: dict[tuple, cache.Found] = {}
         for visit in visits:
@@ -107,7 +107,7 @@ class Door:
         return self._finished(visit, *errors.render(problem, visit.shown_path, visit.id))
 
     def ask(self, visit: Visit, start_response: Callable) -> Iterable[bytes]:
-        """The answer of whoever has to make it, as WSGI has it: this may take its time.
+        """The answer of Flask, or of a function beside it, as WSGI has it. This may take long.
 
         The line of the log waits for the caller's ``log.flush()``.
         """

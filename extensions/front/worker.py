@@ -120,7 +120,7 @@ class Request(message.Request):
 
 
 class Unread:
-    """In place of a request whose head can't be parsed: what its first line lets be told."""
+    """In place of a request whose head can't be parsed: what its first line tells."""
 
     version = 1, 1
     method: str
@@ -140,7 +140,7 @@ class Unread:
 
 
 class Gathered(unreader.Unreader):
-    """What has arrived of a request, for gunicorn's parser: there is no more to come."""
+    """The bytes of a request that are there, for gunicorn's parser, which never waits for more."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         self.buf = io.BytesIO()
@@ -201,7 +201,7 @@ def _date(second):
 
 
 def contained(method: Callable) -> Callable:
-    """A method of the loop's whose fault ends the connection that it is about, not the worker."""
+    """A method of the loop whose error ends the connection that it is about, not the worker."""
     @functools.wraps(method)
     def call(self, conn, *args):
         if conn not in self.connections:  # dropped since this was called for
@@ -272,7 +272,7 @@ class Worker(ThreadWorker):
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self.shed()
                 time.sleep(0.01)  # the listener stays readable
-            return False  # what else there is, is about the client (accept(2), "Error handling")
+            return False  # any other error is about the client (accept(2), "Error handling")
         conn = Connection(sock, address, listener.getsockname())
         self.nr_conns += 1
         self.connections[conn] = True
@@ -477,7 +477,7 @@ class Worker(ThreadWorker):
 
     @contained
     def enter(self, conn: Connection, started: float) -> Entered | None:
-        """(visit, conn, request, response) of a request; None if it has to be refused yet."""
+        """(visit, conn, request, response) of a request; None if it turns out to be refused."""
         request, conn.request = conn.request, None
         if isinstance(request, Unread):
             environ = request.environ(conn.address)
@@ -509,7 +509,7 @@ class Worker(ThreadWorker):
                answer: Answer | None) -> None:
         if answer is None:
             if visit.found and visit.found.busy:
-                # In a thread it could keep the very request waiting that it waits for.
+                # A thread could keep the very request waiting that it waits for.
                 self.waiting.append((visit, conn, request, response))
                 return
             self.working.add(conn)
@@ -554,7 +554,7 @@ class Worker(ThreadWorker):
             self.method_queue.defer(self.finish, conn, b"")
             return
         self.rest(conn)
-        # Something came meanwhile, or there is much to let go of.
+        # More has arrived meanwhile, or a large body is to be freed.
         if conn.data or conn.eof or not conn.watched or conn.taken > BLOCK:
             self.method_queue.defer(self.go_on, conn)
 
@@ -690,8 +690,8 @@ class Worker(ThreadWorker):
     def _cap_keepalive(self, deadline):
         """The worker leaves: clients that are connected are served, new ones are refused.
 
-        Refused, a client can go elsewhere. Left open until the last answer is out, the socket would
-        go on taking clients in, whom nobody hears and the worker's end cuts off.
+        A refused client can go elsewhere. If the socket stayed open until the last answer is out,
+        the kernel would accept clients that nobody serves and that the worker's end cuts off.
         """
         for listener in self.sockets:
             while self.accept(listener):

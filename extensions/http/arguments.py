@@ -26,7 +26,7 @@ MAX_QUERY = 8192
 
 
 class Id(BaseConverter):
-    """A positive 64-bit integer. Anything else is no such path."""
+    """A positive 64-bit integer; no other text matches the route."""
 
     regex = "[1-9][0-9]{0,18}"
     schema = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
@@ -113,7 +113,7 @@ def takes_no_query(view: Callable) -> bool:
 
 
 def refuse_query() -> None:
-    """422 that names every parameter of the request, none of which is known."""
+    """422 that names every parameter of a request to an operation that takes none."""
     load(Schema(), query(), "query")
 
 
@@ -121,7 +121,7 @@ def body(schema: Schema) -> Any:
     """What the request's JSON is, which should be a dict; its form is one."""
     try:
         raw = request.get_data()
-        # Of a body in chunks werkzeug reads no more than may be, and doesn't say that there is.
+        # werkzeug reads a body in chunks up to the limit, and doesn't say that there is more.
         if len(raw) == MAX_BODY and request.environ["wsgi.input"].read(1):
             raise RequestEntityTooLarge
     except HTTPException:

@@ -1,4 +1,4 @@
-"""Every error, whoever raises it, leaves as one shape: RFC 9457 problem details.
+"""Every error, wherever it is raised, leaves in one shape: RFC 9457 problem details.
 
 ``raise Problem("out_of_stock", ...)`` where something is known; everything else that is raised
 (by the router, the limiter, PostgreSQL, a bug) is mapped here.

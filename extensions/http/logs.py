@@ -1,7 +1,7 @@
 """Logs: one JSON object a line, to stdout and, with LOG_DIR, to files that rotate themselves.
 
 Any number of processes write one file. Each line is one write to a descriptor opened with O_APPEND,
-which the kernel doesn't split; whoever finds the file too large renames it under a lock.
+which the kernel doesn't split; a process that finds the file too large renames it under a lock.
 """
 import collections
 import contextlib
@@ -210,7 +210,7 @@ class Access:
             for file in self._files:
                 with file.lock:  # type: ignore[union-attr] # every handler has one
                     file.write(data)
-        except OSError as error:  # a full disk is no reason to serve nobody
+        except OSError as error:  # a full disk must not stop the service
             log.error("the access log can't be written: %s", error)
 
 
@@ -218,7 +218,7 @@ _quoted = json.encoder.encode_basestring_ascii
 
 
 def _for_people(line):
-    """A line of the access log as a person wants it: made from the other, where speed is no matter.
+    """A line of the access log for people, made from the JSON line: speed doesn't count here.
     """
     line = json.loads(line)
     colour = {2: 32, 3: 36, 4: 33}.get(line["status"] // 100, 31)

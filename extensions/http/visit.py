@@ -1,4 +1,4 @@
-"""One request, as the door knows it, for whoever needs to know on its way."""
+"""One request, as the door and all that handle it know it."""
 import os
 import re
 import time
