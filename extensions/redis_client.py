@@ -58,6 +58,7 @@ class RedisClient:
         self._past: bytes | None = None
         self._local = threading.local()
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._here = threading.Event()
         self._here.set()
         self.away_since: float | None = None
@@ -105,6 +106,10 @@ class RedisClient:
                     raise reply
             return replies
         return self.ask(run)
+
+    def close(self) -> None:
+        """End the heartbeat, for good."""
+        self._closed.set()
 
     def wait(self, seconds: float) -> bool:
         """Wait until Redis is there, ``seconds`` at most. Whether it is."""
@@ -187,8 +192,7 @@ class RedisClient:
 
     def _beat(self):
         self._beater = threading.get_ident()
-        while True:
-            time.sleep(BEAT)
+        while not self._closed.wait(BEAT):
             try:
                 if self.away_since is None:
                     self.on_beat()

@@ -135,14 +135,13 @@ def settings(database_url, redis_url):
     }
 
 
-@pytest.fixture(scope="session")
-def make_app(settings, tmp_path_factory):
-    """A function that makes an app with other settings; closed at the end of the run."""
+@contextlib.contextmanager
+def making_apps(settings, folders):
+    """A function that makes an app with other settings; at the end their threads end, too."""
     made = []
 
     def make(**overrides):
-        folder = tmp_path_factory.mktemp("instance")
-        app = create_app(instance_path=folder, **settings | overrides)
+        app = create_app(instance_path=folders.mktemp("instance"), **settings | overrides)
         made.append(app)
         return app
 
@@ -150,11 +149,20 @@ def make_app(settings, tmp_path_factory):
     for app in made:
         app.extensions["db"].close()
         app.extensions["db_reports"].close()
+        app.extensions["redis_client"].close()
+
+
+@pytest.fixture(scope="module")
+def make_app(settings, tmp_path_factory):
+    """A function that makes an app with other settings, for the tests of a file."""
+    with making_apps(settings, tmp_path_factory) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
-def app(make_app):
-    return make_app()
+def app(settings, tmp_path_factory):
+    with making_apps(settings, tmp_path_factory) as make:
+        yield make()
 
 
 class Client:
@@ -360,27 +368,31 @@ class Answer(SimpleNamespace):
         return json.loads(self.body)
 
 
-@pytest.fixture(scope="session")
-def serve(settings):
+@contextlib.contextmanager
+def serving(settings):
     """A function that starts gunicorn against the test servers: ``serve(workers=2, **env)``."""
-    running = []
+    with contextlib.ExitStack() as running:
+        def start(workers=2, **env):
+            # Nobody takes mail there: it stays in the queue, not in the project's own outbox.
+            quiet = {"LOG_LEVEL": "WARNING", "SMTP_URL": "smtp://127.0.0.1:1"}
+            server = Server(settings | quiet | env, workers=workers)
+            running.callback(server.stop)
+            return server.wait()
+        yield start
 
-    def start(workers=2, **env):
-        # Nobody takes mail there: it stays in the queue, not in the project's own outbox.
-        quiet = {"LOG_LEVEL": "WARNING", "SMTP_URL": "smtp://127.0.0.1:1"}
-        server = Server(settings | quiet | env, workers=workers)
-        running.append(server)
-        return server.wait()
 
-    yield start
-    for server in running:
-        server.stop()
+@pytest.fixture(scope="module")
+def serve(settings):
+    """As ``serving``, for the tests of a file."""
+    with serving(settings) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def server(serve):
+def server(settings):
     """One gunicorn with two workers for every test that needs real processes and no more."""
-    return serve()
+    with serving(settings) as start:
+        yield start()
 
 
 @pytest.fixture

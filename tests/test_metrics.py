@@ -38,7 +38,7 @@ def comes_to(server, condition):
 
     The time between is left without requests, which would be counted, too.
     """
-    for _ in range(4):
+    for _ in range(10):  # a worker that leaves takes seconds, on a busy machine more
         time.sleep(1.2)
         if condition(now := Figures(server)):
             return now
