@@ -68,10 +68,6 @@ def test_the_files_of_the_page_are_asked_for_by_their_content(client, version):
             assert url == f"/docs/{name}?v={hashlib.sha256(file.data).hexdigest()[:16]}"
 
 
-# One browser for all of them, on one worker.
-in_browser = pytest.mark.xdist_group("browser")
-
-
 @pytest.fixture(scope="module")
 def browser():
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
@@ -90,7 +86,7 @@ class Page:
     """The docs page in a browser."""
 
     def __init__(self, browser, base, version):
-        self.browser, self.base = browser, base
+        self.browser, self.base, self.version = browser, base, version
         browser.get(f"{base}/api/{version}/docs")
         self.find(".opblock")
 
@@ -132,40 +128,56 @@ class Page:
                 if event["method"] == "Network.requestWillBeSent"]
 
 
-@in_browser
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_page_loads_under_its_policy_and_asks_nobody_else(browser, server, version):
+@pytest.fixture(scope="module", params=VERSIONS)
+def opened(request, browser, server):
+    """A version's page, just loaded, for tests that look at it and do nothing."""
     browser.get_log("browser")
-    page = Page(browser, server.base, version)
-    asked = page.requests()
-    assert f"{server.base}/api/{version}/openapi.json" in asked
-    assert [url for url in asked if not url.startswith((server.base, "data:"))] == []
-    assert browser.get_log("browser") == []
-    policy = server.call("GET", f"/api/{version}/docs").headers["Content-Security-Policy"]
+    return Page(browser, server.base, request.param)
+
+
+def test_the_page_loads_under_its_policy_and_asks_nobody_else(opened):
+    asked = opened.requests()
+    assert f"{opened.base}/api/{opened.version}/openapi.json" in asked
+    assert [url for url in asked if not url.startswith((opened.base, "data:"))] == []
+    assert opened.browser.get_log("browser") == []
+
+
+def test_the_contents_list_the_headings_and_the_groups(opened, client):
+    opened.find(".contents a")
+    listed = [link.text for link in opened.browser.find_elements(By.CSS_SELECTOR, ".contents a")]
+    document = client.get(f"/api/{opened.version}/openapi.json").json
+    headings = re.findall("^## (.+)$", document["info"]["description"], re.M)
+    assert listed == headings + [tag["name"] for tag in document["tags"]]
+
+
+def test_the_examples_name_the_address_that_the_page_is_from(opened):
+    text = opened.find(".info").text
+    assert f"API={opened.base}/api/{opened.version}\n" in text
+    assert "localhost" not in text
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_policy_lets_the_page_s_own_scripts_in_and_nothing_else(client, version):
+    policy = client.get(f"/api/{version}/docs").headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self';" in policy
 
 
-@in_browser
-@pytest.mark.parametrize("version", VERSIONS)
-def test_an_operation_can_be_tried_out_on_the_page(browser, server, make_product, version):
+def test_an_operation_can_be_tried_out_on_the_page(browser, server, make_product):
     product = make_product()
-    status, text = Page(browser, server.base, version).try_out("products-listProducts")
+    status, text = Page(browser, server.base, "v1").try_out("products-listProducts")
     assert status == 200
     assert product["name"] in text
 
 
-@in_browser
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_login_on_the_page_signs_the_page_in(browser, server, user, version):
-    page = Page(browser, server.base, version)
+def test_a_login_on_the_page_signs_the_page_in(browser, server, user):
+    page = Page(browser, server.base, "v2")
     assert page.try_out("users-getUser")[0] == 401
     body = {"email": user.email, "password": PASSWORD}
     assert page.try_out("auth-logIn", body)[0] == 200
     WebDriverWait(browser, 10).until(lambda _: page.try_out("users-getUser")[0] == 200)
 
 
-@in_browser
 def test_the_page_leads_from_one_version_to_the_other(browser, server):
     page = Page(browser, server.base, "v1")
     for version, other in (("v1", "v2"), ("v2", "v1")):
@@ -188,27 +200,14 @@ def screen(browser):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {})
 
 
-@in_browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window(browser, server, screen, width):
-    screen(width)
+def test_the_page_fits_its_window(browser, server, screen):
     page = Page(browser, server.base, "v1")
     page.click("#operations-products-listProducts button")
-    if width < 500:
-        page.find(".contents summary").click()
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-
-
-@in_browser
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_contents_list_the_headings_and_the_groups(browser, server, client, screen, version):
-    screen()
-    page = Page(browser, server.base, version)
-    page.find(".contents a")
-    listed = [link.text for link in browser.find_elements(By.CSS_SELECTOR, ".contents a")]
-    document = client.get(f"/api/{version}/openapi.json").json
-    headings = re.findall("^## (.+)$", document["info"]["description"], re.M)
-    assert listed == headings + [tag["name"] for tag in document["tags"]]
+    for width in (1280, 390):
+        screen(width)
+        if width < 500:
+            page.find(".contents summary").click()
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 def place(browser, css):
@@ -217,13 +216,13 @@ def place(browser, css):
         "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", css))
 
 
-@in_browser
-@pytest.mark.parametrize("target", ["pages", "operations-tag-transactions"])
-def test_beside_a_wide_text_the_contents_keep_their_place(browser, server, screen, target):
+def test_beside_a_wide_text_the_contents_keep_their_place(browser, server, screen):
     screen(1280)
     page = Page(browser, server.base, "v1")
-    page.find(f".contents a[href='#{target}']").click()
-    WebDriverWait(browser, 5).until(lambda _: 0 <= place(browser, f"#{target}").top < 40)
+    for target in ("pages", "operations-tag-transactions"):
+        page.find(f".contents a[href='#{target}']").click()
+        WebDriverWait(browser, 5).until(
+            lambda _, target=target: 0 <= place(browser, f"#{target}").top < 40)
     contents = place(browser, ".contents")
     assert contents.top == 0
     assert contents.bottom <= 900
@@ -231,30 +230,29 @@ def test_beside_a_wide_text_the_contents_keep_their_place(browser, server, scree
     assert not browser.find_element(By.CSS_SELECTOR, ".contents summary").is_displayed()
 
 
-@in_browser
-@pytest.mark.parametrize("target", ["pages", "operations-tag-transactions"])
-def test_on_a_phone_the_contents_open_over_the_text_from_anywhere(browser, server, screen, target):
+def test_on_a_phone_the_contents_open_over_the_text_from_anywhere(browser, server, screen):
     screen(390)
     page = Page(browser, server.base, "v1")
-    browser.execute_script("scrollTo(0, document.body.scrollHeight)")
-    link, = browser.find_elements(By.CSS_SELECTOR, f".contents a[href='#{target}']")
-    assert not link.is_displayed()
-    before = place(browser, "#docs").top
-    page.find(".contents summary").click()
-    assert link.is_displayed()
-    assert place(browser, "#docs").top == before
-    link.click()
-    bar = place(browser, ".contents")
-    WebDriverWait(browser, 5).until(
-        lambda _: bar.bottom <= place(browser, f"#{target}").top < bar.bottom + 40)
-    assert not link.is_displayed()
+    for target in ("pages", "operations-tag-transactions"):
+        browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+        link, = browser.find_elements(By.CSS_SELECTOR, f".contents a[href='#{target}']")
+        assert not link.is_displayed()
+        before = place(browser, "#docs").top
+        page.find(".contents summary").click()
+        assert link.is_displayed()
+        assert place(browser, "#docs").top == before
+        link.click()
+        bar = place(browser, ".contents").bottom
+        WebDriverWait(browser, 5).until(
+            lambda _, target=target, bar=bar: bar <= place(browser, f"#{target}").top < bar + 40)
+        assert not link.is_displayed()
 
 
-@in_browser
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize(("link", "target"), [
-    ("#retries", "#retries"), ("#operations-tag-categories", "#operations-tag-categories"),
-    ("#/products/createProduct", "#operations-products-createProduct"),
+@pytest.mark.parametrize(("width", "link", "target"), [
+    (390, "#retries", "#retries"),
+    (1280, "#operations-tag-categories", "#operations-tag-categories"),
+    (390, "#/products/createProduct", "#operations-products-createProduct"),
+    (1280, "#/products/createProduct", "#operations-products-createProduct"),
 ])
 def test_a_link_into_the_page_leads_there(browser, server, screen, width, link, target):
     screen(width)
@@ -268,7 +266,6 @@ def test_a_link_into_the_page_leads_there(browser, server, screen, width, link, 
     assert browser.current_url.endswith(link)
 
 
-@in_browser
 def test_the_page_is_as_dark_as_its_reader_wants(browser, server, screen):
     Page(browser, server.base, "v1").click("#operations-auth-logIn button")
     texts = [".contents a", ".swagger-ui .info h2", ".swagger-ui .info pre > code", ".opblock-tag",
@@ -297,11 +294,3 @@ def luminance(browser, css, of):
 def contrast(browser, css):
     dark, light = sorted(luminance(browser, css, of) for of in ("color", "backgroundColor"))
     return (light + 0.05) / (dark + 0.05)
-
-
-@in_browser
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_examples_name_the_address_that_the_page_is_from(browser, server, version):
-    text = Page(browser, server.base, version).find(".info").text
-    assert f"API={server.base}/api/{version}\n" in text
-    assert "localhost" not in text
