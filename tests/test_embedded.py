@@ -22,13 +22,12 @@ from extensions.settings import SETTINGS
 from tests.conftest import ROOT, Server, execute, unique, with_redis_database
 
 DEMO_ADMIN = "admin@example.com"
-NOT_OF_A_CHECKOUT = (".git", ".venv", "instance", "__pycache__", ".*_cache", ".hypothesis", ".env")
+NOT_OF_A_CHECKOUT = (".git", ".venv", "instance", ".*_cache", ".hypothesis", ".env")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives the servers to `nobody`")
-one_shop = pytest.mark.xdist_group("embedded")  # tests that share the fixture `shop`
 
 
 def fresh_copy(folder):
-    """The project in a new folder, without what has grown in it by running."""
+    """The project in a new folder, without what has grown in it by running but compiled code."""
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_OF_A_CHECKOUT))
     return folder
 
@@ -142,7 +141,7 @@ def lasting(folder, seconds=30):
     """The processes of a folder that are still there when they should long be gone; killed then."""
     end = time.monotonic() + seconds
     while (left := processes(folder)) and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(0.1)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -156,13 +155,11 @@ def clear(folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@one_shop
 def test_gunicorn_alone_opens_a_demo_shop(shop):
     sizes = {name: shop.total(name) for name in ("products", "users", "transactions")}
     assert sizes == {"products": 1000, "users": 21, "transactions": 2000}
 
 
-@one_shop
 def test_everybody_of_the_demo_shop_can_log_in(shop):
     for email, role in ((DEMO_ADMIN, "admin"), ("user1@example.com", "user"),
                         ("user20@example.com", "user")):
@@ -187,7 +184,6 @@ def test_a_start_prints_where_the_docs_are_and_the_first_where_all_is(make_shop)
     assert second[1:] == []
 
 
-@one_shop
 def test_everything_is_kept_under_instance(shop):
     shop.open()
     assert (shop.instance / "embedded" / "data" / "PG_VERSION").exists()
@@ -195,7 +191,6 @@ def test_everything_is_kept_under_instance(shop):
     assert {path.relative_to(shop.folder).parts[0] for path in grown} == {"instance"}
 
 
-@one_shop
 def test_a_flask_command_beside_it_leaves_the_servers_alone(shop):
     shop.open()
     before = processes(shop.instance)
@@ -205,7 +200,6 @@ def test_a_flask_command_beside_it_leaves_the_servers_alone(shop):
     assert shop.open().call("GET", "/health/ready").json() == {"status": "ok"}
 
 
-@one_shop
 def test_two_shops_stand_side_by_side(shop, make_shop):
     second = make_shop()
     token = shop.login(DEMO_ADMIN).json()["token"]
@@ -219,7 +213,6 @@ def test_two_shops_stand_side_by_side(shop, make_shop):
     assert shop.open().call("GET", path).status == 200
 
 
-@one_shop
 def test_the_servers_end_with_it_and_the_data_stay(shop):
     token = shop.login(DEMO_ADMIN).json()["token"]
     made = shop.open().call("POST", "products", token=token,
@@ -231,7 +224,6 @@ def test_the_servers_end_with_it_and_the_data_stay(shop):
     assert shop.total("products") == before
 
 
-@one_shop
 def test_a_killed_shop_can_be_opened_again_at_once(shop):
     killed = shop.open()
     killed.process.kill()
@@ -241,7 +233,6 @@ def test_a_killed_shop_can_be_opened_again_at_once(shop):
     killed.stop()
 
 
-@one_shop
 def test_the_servers_of_a_killed_shop_end_by_themselves(shop):
     server = shop.open()
     server.process.kill()
@@ -392,7 +383,6 @@ def soon(condition, seconds=10):
     return value
 
 
-@one_shop
 @pytest.mark.parametrize("name", NAMES)
 def test_a_server_killed_beside_gunicorn_comes_back_and_the_log_says_so(shop, name):
     server, old = shop.open(), pid_of(shop.instance, name)

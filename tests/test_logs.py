@@ -19,7 +19,6 @@ from extensions.http.logs import KEEP_DAYS, Json, SharedFile
 from tests.conftest import PASSWORD, ROOT, Server, execute, unique
 from tests.test_embedded import fresh_copy
 
-pytestmark = pytest.mark.xdist_group("logs")  # tests that share one server
 DAY = 86400
 
 

@@ -147,7 +147,6 @@ def recovers(call, seconds):
         time.sleep(0.05)
 
 
-@pytest.mark.xdist_group("outages")
 def test_without_a_database_every_request_says_so_soon(postgres, shop):
     def fails(call):
         begun = time.monotonic()
@@ -165,7 +164,6 @@ def test_without_a_database_every_request_says_so_soon(postgres, shop):
     assert time.monotonic() - begun < 4
 
 
-@pytest.mark.xdist_group("outages")
 def test_health_tells_what_is_wrong_and_life_goes_on(postgres, shop):
     postgres.stop()
     try:
@@ -178,7 +176,6 @@ def test_health_tells_what_is_wrong_and_life_goes_on(postgres, shop):
     recovers(lambda: shop.get("/health/ready"), 2)
 
 
-@pytest.mark.xdist_group("outages")
 @pytest.mark.parametrize("call", ["a public list", "a signed-in read", "sums", "a download"])
 def test_the_first_read_after_a_restart_is_answered(postgres, shop, call):
     """Every idle connection is dead; a read is asked again on a new one."""
@@ -186,7 +183,6 @@ def test_the_first_read_after_a_restart_is_answered(postgres, shop, call):
     assert CALLS[call](shop).status_code == 200
 
 
-@pytest.mark.xdist_group("outages")
 def test_the_first_purchase_after_a_restart_is_made_once(postgres, shop):
     def count():
         return execute(postgres.url, "SELECT count(*) FROM transactions")[0][0]
@@ -196,7 +192,6 @@ def test_the_first_purchase_after_a_restart_is_made_once(postgres, shop):
     assert count() == before + 1
 
 
-@pytest.mark.xdist_group("outages")
 def test_many_at_once_after_a_restart_are_answered(postgres, shop):
     postgres.restart()
     with ThreadPoolExecutor(8) as pool:
@@ -204,14 +199,12 @@ def test_many_at_once_after_a_restart_are_answered(postgres, shop):
     assert {answer.status_code for answer in answers} == {200}
 
 
-@pytest.mark.xdist_group("outages")
 def test_a_crash_is_as_good_as_a_restart(postgres, shop):
     postgres.stop(signal.SIGQUIT)  # an immediate shutdown: no farewell, recovery at the start
     postgres.start()
     recovers(lambda: shop.get("users/me", token=shop.token), 2)
 
 
-@pytest.mark.xdist_group("outages")
 def test_a_frozen_database_costs_a_bounded_time(postgres, shop):
     with postgres.frozen():
         begun = time.monotonic()

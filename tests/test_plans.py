@@ -52,7 +52,6 @@ def plan(conn, query, **parameters):
     return "\n".join(row[0] for row in conn.execute(explain, parameters, prepare=False))
 
 
-@pytest.mark.xdist_group("plans")
 @pytest.mark.parametrize("name", FILTERS)
 def test_no_page_of_products_reads_the_table_through(conn, name):
     page = db.load("products").page
@@ -64,7 +63,6 @@ def test_no_page_of_products_reads_the_table_through(conn, name):
         assert "Seq Scan on products" not in found, (sort, cursor, found)
 
 
-@pytest.mark.xdist_group("plans")
 @pytest.mark.parametrize("term", ["COF-000A", "zzzz", "every day", "teapot", "oo", "e", "oak"])
 def test_no_page_by_relevance_reads_the_table_through(conn, term):
     relevant = db.load("products").relevant
@@ -74,7 +72,6 @@ def test_no_page_by_relevance_reads_the_table_through(conn, term):
         assert "Seq Scan on products" not in plan(conn, relevant, **parameters), (term, rank)
 
 
-@pytest.mark.xdist_group("plans")
 @pytest.mark.parametrize(("term", "index"), [
     ("qz", "products_grams_idx"), ("COF-000A", "products_search_idx")])
 def test_a_rare_term_is_found_by_one_index_once(conn, term, index):
@@ -82,7 +79,6 @@ def test_a_rare_term_is_found_by_one_index_once(conn, term, index):
     assert re.findall(r"Scan on (\w+)", found) == ["products", index]
 
 
-@pytest.mark.xdist_group("plans")
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_page_of_users_reads_the_table_through(conn, version):
     page = db.load("users").page

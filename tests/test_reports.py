@@ -443,7 +443,6 @@ def past(make_shop):
     return shop
 
 
-@pytest.mark.xdist_group("past")
 def test_sums_agree_with_the_stream_before_and_after_sealing_and_after_a_refund(past):
     def check():
         for window in past.windows:
@@ -461,7 +460,6 @@ def test_sums_agree_with_the_stream_before_and_after_sealing_and_after_a_refund(
     check()
 
 
-@pytest.mark.xdist_group("past")
 def test_sums_stay_when_a_product_and_a_category_are_renamed_and_removed(past):
     before = [past.sums(group_by, "2025-12-01", "2026-02-01") for group_by in GROUPS[:3]]
     for path in ("products/1", "categories/1"):
@@ -472,7 +470,6 @@ def test_sums_stay_when_a_product_and_a_category_are_renamed_and_removed(past):
     assert [past.sums(g, "2025-12-01", "2026-02-01") for g in GROUPS[:3]] == before
 
 
-@pytest.mark.xdist_group("past")
 def test_days_that_are_sealed_piece_by_piece_add_up_to_the_same(past):
     """Sealed up to any day, in the middle of a month or not, the sums are the same."""
     whole = [past.sums(group_by) for group_by in GROUPS]
@@ -677,7 +674,6 @@ def free(server, shop, seconds=10):
         time.sleep(0.02)
 
 
-@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_large_report_is_whole(download, kind):
     report = download(kind=kind)
@@ -686,7 +682,6 @@ def test_a_large_report_is_whole(download, kind):
     assert Decimal(report.answer.headers["Report-Amount"]) == total(rows)
 
 
-@pytest.mark.xdist_group("large")
 def test_past_the_budget_a_report_is_503_while_others_are_served(busy, large, download):
     first, second = download(), download()
     refused = busy.call("GET", PATH, token=large.admin.token)
@@ -701,7 +696,6 @@ def test_past_the_budget_a_report_is_503_while_others_are_served(busy, large, do
     assert len(parsed("json", first.read())) == len(parsed("json", second.read())) == ROWS
 
 
-@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("size", [0, 200_000])
 def test_a_client_that_goes_away_gives_slot_and_connection_back(busy, large, download, size):
     for _ in range(3):
@@ -712,7 +706,6 @@ def test_a_client_that_goes_away_gives_slot_and_connection_back(busy, large, dow
         free(busy, large)
 
 
-@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_report_whose_database_ends_breaks_off_visibly(busy, large, download, kind):
     report = download(kind=kind)
@@ -726,7 +719,6 @@ def test_a_report_whose_database_ends_breaks_off_visibly(busy, large, download, 
     assert len(parsed(kind, download(kind=kind).read())) == ROWS
 
 
-@pytest.mark.xdist_group("large")
 def test_a_report_is_of_one_moment(busy, large, download):
     report = download(kind="ndjson")
     report.read(1000)
