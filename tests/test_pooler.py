@@ -282,6 +282,49 @@ def test_a_read_is_answered_as_without_a_pooler(client, straight, token, path):
     assert answer.headers.get("Report-Amount") == plain.headers.get("Report-Amount")
 
 
+CUSTOMERS, TURNS = 12, 4
+
+
+def shop_for_a_day(call, number, product, admin):
+    """One customer registers, looks, buys, has the last sale refunded, and leaves."""
+    name = unique(f"Ada {number} ")
+    body = {"email": f"{unique('p')}@example.com", "password": PASSWORD * 2, "name": name}
+    mine = call("POST", "auth/register", json=body).json()
+    token = mine["token"]
+    for turn in range(TURNS):
+        assert call("GET", "users/me", token=token).json()["name"] == name
+        sale = buy_twice(call, token, f"{name}{turn}".replace(" ", "-"), product, turn + 1)
+        look_around(call, 1 + (number * 7 + turn) % 200, admin)
+        name = f"{name}."
+        changed = call("PATCH", "users/me", token=token, json={"name": name})
+        assert changed.json()["name"] == name
+    assert call("GET", "/health/ready").json() == {"status": "ok"}
+    call("POST", f"transactions/{sale}/refund", token=admin)
+    token = call("POST", "auth/refresh", json={
+        "refresh_token": mine["refresh_token"]}).json()["token"]
+    call("DELETE", "users/me", token=token)
+
+
+def buy_twice(call, token, key, product, quantity):
+    """With one key, so it is one sale. Returns its id."""
+    basket = {"items": [{"product_id": product, "quantity": quantity}]}
+    sale, again = (call("POST", "transactions", token=token, json=basket,
+                        headers={"Idempotency-Key": key}) for _ in range(2))
+    assert sale.body == again.body
+    assert sale.json()["total"] == f"{2.5 * quantity:.2f}"
+    newest = call("GET", "transactions?limit=1", token=token).json()["data"]
+    assert [one["id"] for one in newest] == [sale.json()["id"]]
+    return sale.json()["id"]
+
+
+def look_around(call, product, admin):
+    assert call("GET", f"products/{product}").json()["id"] == product
+    assert len(call("GET", "products?limit=30&search=e").json()["data"]) == 30
+    report = call("GET", f"reports/transactions?{WINDOW}&format=csv", token=admin)
+    assert report.body.count(b"\r\n") == int(report.headers["Report-Rows"]) + 1
+    call("GET", f"reports/sales?{WINDOW}&group_by=month", token=admin)
+
+
 def test_requests_of_all_kinds_at_once_are_answered_right(serve, pooled, direct, redis_url):
     """Two servers of two workers each, all of whose clients share two sessions."""
     env = {"DATABASE_URL": pooled, "DATABASE_POOLER": "transaction", "CACHE_TYPE": "NullCache",
@@ -289,50 +332,23 @@ def test_requests_of_all_kinds_at_once_are_answered_right(serve, pooled, direct,
     ports = [serve(workers=2, **env) for _ in range(2)]
     admin = ports[0].call("POST", "auth/login", json={
         "email": "admin@example.com", "password": PASSWORD}).json()["token"]
-    made = ports[0].call("POST", "products", token=admin, json={
-        "name": unique("Product "), "price": "2.50", "stock": 10_000}).json()
+    product = ports[0].call("POST", "products", token=admin, json={
+        "name": unique("Product "), "price": "2.50", "stock": 10_000}).json()["id"]
+    calls = []
 
     def live(number):
         def call(method, path, **kwargs):
             answer = ports[number % 2].call(method, path, **kwargs)
-            number_of_calls.append(answer.status)
+            calls.append(answer.status)
             assert answer.status < 300, (method, path, answer.body)
             return answer
-        name = unique(f"Ada {number} ")
-        body = {"email": f"{unique('p')}@example.com", "password": PASSWORD * 2, "name": name}
-        mine = call("POST", "auth/register", json=body).json()
-        token = mine["token"]
-        for turn in range(4):
-            assert call("GET", "users/me", token=token).json()["name"] == name
-            key = {"Idempotency-Key": f"{name}{turn}".replace(" ", "-")}
-            basket = {"items": [{"product_id": made["id"], "quantity": turn + 1}]}
-            sale, again = (call("POST", "transactions", token=token, json=basket, headers=key)
-                           for _ in range(2))
-            assert sale.body == again.body
-            assert sale.json()["total"] == f"{2.5 * (turn + 1):.2f}"
-            assert [x["id"] for x in call("GET", "transactions?limit=1", token=token).json()["data"]
-                    ] == [sale.json()["id"]]
-            item = call("GET", f"products/{1 + (number * 7 + turn) % 200}").json()
-            assert item["id"] == 1 + (number * 7 + turn) % 200
-            assert len(call("GET", "products?limit=30&search=e").json()["data"]) == 30
-            report = call("GET", f"reports/transactions?{WINDOW}&format=csv", token=admin)
-            assert report.body.count(b"\r\n") == int(report.headers["Report-Rows"]) + 1
-            call("GET", f"reports/sales?{WINDOW}&group_by=month", token=admin)
-            name = f"{name}."
-            changed = call("PATCH", "users/me", token=token, json={"name": name})
-            assert changed.json()["name"] == name
-        assert call("GET", "/health/ready").json() == {"status": "ok"}
-        call("POST", f"transactions/{sale.json()['id']}/refund", token=admin)
-        token = call("POST", "auth/refresh", json={
-            "refresh_token": mine["refresh_token"]}).json()["token"]
-        call("DELETE", "users/me", token=token)
+        shop_for_a_day(call, number, product, admin)
 
-    number_of_calls = []
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(live, range(12)))
-    assert len(number_of_calls) == 12 * (4 * 9 + 5)
-    stock = execute(direct, f"SELECT stock FROM products WHERE id = {made['id']}")[0][0]
-    assert stock == 10_000 - 12 * (1 + 2 + 3 + 4) + 12 * 4  # the last sale came back
+    with ThreadPoolExecutor(CUSTOMERS) as pool:
+        list(pool.map(live, range(CUSTOMERS)))
+    assert len(calls) == CUSTOMERS * (TURNS * 9 + 5)
+    stock = execute(direct, f"SELECT stock FROM products WHERE id = {product}")[0][0]
+    assert stock == 10_000 - CUSTOMERS * sum(range(1, TURNS + 1)) + CUSTOMERS * TURNS
 
 
 def test_a_download_that_breaks_off_leaves_the_rest_alone(app, client, token):
