@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -187,19 +188,13 @@ def sales(group_by: str, plot: str | None, **dates: datetime) -> None:
     wide = max(len(row[0]) for row in rows)
     click.echo(f"{group_by:{wide}}  {'orders':>10}  {'items':>10}  {'amount':>16}")
     for label, orders, items, amount in rows:
-        click.echo(f"{label:{wide}}  {orders:>10,}  {items:>10,}  {float_free(amount):>16}")
+        click.echo(f"{label:{wide}}  {orders:>10,}  {items:>10,}  {Decimal(amount):>16,}")
     if plot:
         try:
             draw(groups, group_by, plot)
         except (OSError, ValueError) as error:  # no such folder, no such format
             raise click.ClickException(str(error)) from None
         click.echo(f"Drawn: {plot}")
-
-
-def float_free(amount: str) -> str:
-    """An amount with thousands separated, digit for digit."""
-    whole, _, cents = amount.partition(".")
-    return f"{int(whole):,}.{cents}"
 
 
 def draw(groups: list[dict], group_by: str, path: str) -> None:
