@@ -218,8 +218,7 @@ _quoted = json.encoder.encode_basestring_ascii
 
 
 def _for_people(line):
-    """A line of the access log for people, made from the JSON line: speed doesn't count here.
-    """
+    """A line of the access log for people, made from the JSON line: speed is no concern."""
     line = json.loads(line)
     colour = {2: 32, 3: 36, 4: 33}.get(line["status"] // 100, 31)
     what = line["message"].translate(CONTROLS)
