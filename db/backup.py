@@ -53,28 +53,29 @@ def restore(url: str, path: pathlib.Path | str) -> None:
                 str(path)) as reader, \
             _start("psql", url, "--no-psqlrc", "--quiet", "--single-transaction",
                    "--set=ON_ERROR_STOP=1", f"--output={os.devnull}") as writer:
+        cut = False
         with contextlib.suppress(BrokenPipeError):  # psql has met an error
             writer.stdin.write(reader.stdout.read(HEAD).replace(UNKNOWN, b"", 1))
             shutil.copyfileobj(reader.stdout, writer.stdin)
-            if reader.wait():
+            if cut := reader.wait() != 0:
                 writer.kill()  # at the end of its input it would store what has come
-            writer.stdin.close()
         reader.stdout.close()
-        for process, name in ((writer, "psql"), (reader, "pg_restore")):
-            said = process.stderr.read().decode(errors="replace")
-            if process.wait() > 0:
-                raise BackupError(_first_line(said, name))
+        with contextlib.suppress(BrokenPipeError):
+            writer.stdin.close()
+        failed, name = (reader, "pg_restore") if cut else (writer, "psql")
+        if failed.wait():
+            raise BackupError(_first_line(failed.stderr.read(), name))
 
 
 def _run(program, url, *arguments):
     with _start(program, url, *arguments) as process:
         _, said = process.communicate()
     if process.returncode:
-        raise BackupError(_first_line(said.decode(errors="replace"), program))
+        raise BackupError(_first_line(said, program))
 
 
 def _first_line(said, program):
-    return said.strip().partition("\n")[0] or f"{program} failed."
+    return said.decode(errors="replace").strip().partition("\n")[0] or f"{program} failed."
 
 
 def _start(program, url, *arguments):

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 import db
+from db import backup
 from tests.conftest import as_role, execute, migrations, register, unique
 
 SIZES = ["--users", "30", "--products", "40", "--transactions", "500"]
@@ -88,6 +89,28 @@ def test_a_broken_file_leaves_nothing_behind(flask, file, make_database, tmp_pat
     done = flask(database, "db", "restore", str(short))
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: pg_restore: error:")
+    assert execute(database, TABLES) == []
+
+
+def test_a_role_that_may_make_no_tables_is_told_so(flask, file, make_database):
+    database = make_database(empty=True)
+    done = flask(as_role(database), "db", "restore", str(file))
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: ERROR:  permission denied")
+    assert execute(database, TABLES) == []
+
+
+@pytest.mark.parametrize("program", ["pg_restore", "psql"])
+def test_a_restore_that_is_killed_is_not_called_one(flask, file, make_database, monkeypatch,
+                                                    tmp_path, program):
+    find, killed = backup._find, tmp_path / program
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(backup, "_find",
+                        lambda name: str(killed) if name == program else find(name))
+    database = make_database(empty=True)
+    done = flask(database, "db", "restore", str(file))
+    assert (done.exit_code, done.stderr) == (1, f"Error: {program} failed.\n")
     assert execute(database, TABLES) == []
 
 
