@@ -39,7 +39,9 @@ class UserChanges(Schema):
             raise ValidationError("Send at least one field to change.")
 
 
-class UserQuery(PageQuery):
+class UserFilters(Schema):
+    """What a list of users is sorted and filtered by."""
+
     sort = fields.String(
         validate=validate.OneOf(["name", "email", "created_at"]), load_default="created_at"
     )
@@ -48,6 +50,10 @@ class UserQuery(PageQuery):
         load_default=None, metadata={"description": "A substring of name or e-mail address."}
     )
     role = fields.String(validate=validate.OneOf(ROLES), load_default=None)
+
+
+class UserQuery(UserFilters, PageQuery):
+    pass
 
 
 UserPage = page_of(User)
