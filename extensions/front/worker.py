@@ -1,22 +1,18 @@
 """The gunicorn worker: whole requests only, the door in the loop, threads for what needs them.
 
-One thread, the loop, accepts, reads and waits for all clients. A request's head is parsed, by
-gunicorn, once it is there; that alone tells where the request ends. Those that arrived together, to
-their last byte, go through the door together.
-What the door answers is sent at once; the rest goes to the threads. So a client that is slow to
-send holds a buffer, not a thread, and a short answer costs neither a thread switch nor a fight for
-the interpreter. Answers that a client is slow to read are sent on by the loop, but for streams,
-which keep their thread.
+One thread, the loop, accepts, reads and waits for all clients. Requests that arrived together, to
+their last byte (front/wire.py), go through the door together. What the door answers is sent at
+once; the rest goes to the threads. So a client that is slow to send holds a buffer, not a thread,
+and a short answer costs neither a thread switch nor a fight for the interpreter. Answers that a
+client is slow to read are sent on by the loop, but for streams, which keep their thread.
 
 Behind TLS of gunicorn's own the plain ThreadWorker does the work.
 """
 import contextlib
 import errno
 import functools
-import io
 import logging
 import math
-import re
 import resource
 import selectors
 import socket
@@ -26,178 +22,41 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from gunicorn import glogging, util
-from gunicorn.http import errors, message, unreader, wsgi
-from gunicorn.http.body import CHUNK_EXT_RE, ChunkedReader
+from gunicorn import glogging
+from gunicorn.http import errors, wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
 from extensions.cache import POLL_SECONDS
+from extensions.front.wire import (
+    BODY,
+    BUSY,
+    CLOSING,
+    HEAD,
+    HEAD_SECONDS,
+    IDLE,
+    WRITING,
+    Connection,
+    Request,
+    Response,
+    Unread,
+    problem_of,
+)
 from extensions.http import metrics
 from extensions.http.errors import Problem
-from extensions.http.visit import Answer, Pairs, Visit
+from extensions.http.visit import Answer, Visit
 
-HEAD_SECONDS, BODY_SECONDS = 10, 30  # for a head from its first byte, and then for the body
 READ_SECONDS = 60  # for the client to take some of an answer
 FRESH_SECONDS = 0.5  # for a request on its way: behind a connection, behind an answer
 CLOSE_SECONDS = 2  # for the client's own farewell (RFC 9112, 9.6)
 LOOK_SECONDS = 0.25  # how often deadlines are looked at
 SAMPLE_SECONDS = 1  # how often metrics are told of what there is
 BLOCK = 65536
-LARGEST_HEAD = 65536
-LARGEST_LINE = 8192  # of a chunk's size and extensions
 AHEAD = 65536  # what may be sent ahead while an answer is made
-FRAMING = 1 << 20  # what a body in chunks may have around its bytes
 LARGEST_ALL = 64 << 20  # what all connections of a worker may hold together
 WHOLE = 1 << 20  # an answer up to this size is sent in one piece
 CONNECTIONS = 8192
 
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})" + CHUNK_EXT_RE.pattern)
-_HOST = re.compile(r"[\w\-.~%!$&'()*+,;=:\[\]]*", re.A)
-_FIRST_LINE = re.compile(rb"([A-Z]{1,20}) (/[\x21-\x7e]{0,2000})")
-_SOUND = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
-
-# Between requests; a request's head or body is arriving; an answer is being made, sent; farewell.
-IDLE, HEAD, BODY, BUSY, WRITING, CLOSING = range(6)
-
-
-class Connection:
-    """A client's connection: what it has sent, and what it waits for."""
-
-    __slots__ = ("address", "closes", "data", "deadline", "end", "eof", "out", "problem", "request",
-                 "scanned", "server", "sock", "state", "taken", "watched")
-
-    request: Any  # a Request or an Unread
-    problem: Problem | None
-
-    def __init__(self, sock: socket.socket, address: Any, server: Any) -> None:
-        self.sock, self.address, self.server = sock, address, server
-        self.state, self.deadline = HEAD, time.monotonic() + HEAD_SECONDS
-        self.data, self.out = bytearray(), b""
-        self.request = None  # whose head has been taken out of ``data``
-        self.end = 0  # where its body ends there, -1 while its chunks must tell
-        self.scanned = 0  # how far these have been looked through
-        self.taken = 0  # the size of the body, while it is being answered
-        self.problem = None  # why it is refused
-        self.closes = self.eof = False
-        self.watched = 0
-
-
-class Request(message.Request):
-    """gunicorn's, which remembers the headers that clients send again and again."""
-
-    _seen: dict[tuple, tuple] = {}
-    scheme: str
-
-    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
-        if from_trailer or len(data) > 1024:
-            return super().parse_headers(data, from_trailer)
-        key = data, _host(self.peer_addr)  # gunicorn trusts some addresses more
-        seen = self._seen.get(key)
-        if seen is None:
-            seen = super().parse_headers(data), self.scheme
-            if len(self._seen) >= 4096:
-                self._seen.clear()
-            self._seen[key] = seen
-        headers, self.scheme = seen
-        return headers
-
-    def set_body_reader(self) -> None:
-        super().set_body_reader()
-        hosts, codings = 0, []
-        for name, value in self.headers:
-            if name == "HOST":
-                hosts += 1
-                if not _HOST.fullmatch(value):
-                    raise errors.InvalidHeader("HOST")
-            elif name == "TRANSFER-ENCODING":
-                codings.append(value.lower())
-            elif name == "CONNECTION" and "close" in re.split("[ \t]*,[ \t]*", value.lower()):
-                self.force_close()
-        if not hosts and self.version > (1, 0):  # RFC 9112, 3.2
-            raise errors.InvalidHeader("HOST")
-        if codings and codings != ["chunked"]:
-            raise errors.UnsupportedTransferCoding(", ".join(codings))
-
-
-class Unread:
-    """In place of a request whose head can't be parsed: what its first line tells."""
-
-    version = 1, 1
-    method: str
-    uri: str
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        line = _FIRST_LINE.match(data)
-        self.method, self.uri = (part.decode() for part in line.groups()) if line else ("-", "/")
-
-    def environ(self, address: Any) -> dict:
-        path, _, query = self.uri.partition("?")
-        return {"REQUEST_METHOD": self.method, "PATH_INFO": util.unquote_to_wsgi_str(path),
-                "QUERY_STRING": query, "REMOTE_ADDR": _host(address)}
-
-    def should_close(self) -> bool:
-        return True
-
-
-class Gathered(unreader.Unreader):
-    """The bytes of a request that are there, for gunicorn's parser, which never waits for more."""
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        self.buf = io.BytesIO()
-        self.buf.write(data)
-
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        return b""
-
-
-class Response(wsgi.Response):
-    """gunicorn's, whose head is checked as one text and sent in one piece with the body."""
-
-    _text: str | None = None
-    response_length: int | None
-
-    def process_headers(self, headers: Pairs) -> None:
-        text = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        names = [name.lower() for name, _ in headers]
-        if not _SOUND.fullmatch(text) or text.count("\r\n") != len(headers) \
-                or not util.hop_headers.isdisjoint(names):
-            super().process_headers(headers)  # says what is wrong, or leaves hop-by-hop ones out
-            return
-        if "content-length" in names:
-            self.response_length = int(headers[names.index("content-length")][1])
-        self.headers, self._text = headers, text
-
-    def default_headers(self) -> list[str]:
-        minor = min(self.req.version[1], 1)  # RFC 9110, 2.5: what the server conforms to
-        lines = [f"HTTP/1.{minor} {self.status}\r\nServer: {self.version}\r\n"
-                 f"Date: {_date(int(time.time()))}\r\n"
-                 f"Connection: {'close' if self.should_close() else 'keep-alive'}\r\n"]
-        if self.chunked:
-            lines.append("Transfer-Encoding: chunked\r\n")
-        return lines
-
-    def send_headers(self) -> None:
-        if not self.headers_sent:
-            self.sock.sendall(self._head())
-
-    def whole(self, body: bytes) -> bytes:
-        """The bytes of the answer, whose body is there to its end."""
-        return self._head() + (b"" if self._omits_body else body)
-
-    def _head(self):
-        self.headers_sent = True
-        text = self._text
-        if text is None or text.count("\r\n") != len(self.headers):
-            text = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
-        return "".join([*self.default_headers(), text, "\r\n"]).encode("latin-1")
-
-
 Entered = tuple[Visit, Connection, Request | Unread, Response]
-
-
-@functools.lru_cache(maxsize=2)
-def _date(second):
-    return util.http_date(second)
 
 
 def contained(method: Callable) -> Callable:
@@ -337,11 +196,11 @@ class Worker(ThreadWorker):
     def gather(self, conn: Connection) -> None:
         """Pass a request on once it is complete; refuse it as soon as it can't become valid."""
         if conn.state == IDLE:
-            self.release(conn)
+            conn.taken = 0
             conn.state, conn.deadline = HEAD, time.monotonic() + HEAD_SECONDS
         try:
-            whole = self.whole(conn)
-            if not whole and self.held > LARGEST_ALL and len(conn.data) > BLOCK:
+            whole = conn.whole(self.cfg, self.largest)
+            if not whole and len(conn.data) > BLOCK and self.is_full():
                 raise Problem("unavailable", "Too much is being sent at once.",
                               headers={"Retry-After": "5"})
         except Problem as problem:
@@ -350,101 +209,17 @@ class Worker(ThreadWorker):
             if whole:
                 self.arrive(conn)
 
-    def whole(self, conn: Connection) -> bool:
-        """Whether a request is complete. Raises a Problem where it can't become valid."""
-        data = conn.data
-        if conn.request is None:
-            conn.request = request = self.head(conn)
-            if request is None:
-                return False
-            reader = request.body.reader
-            conn.end = -1 if isinstance(reader, ChunkedReader) else reader.length
-            conn.scanned = 0
-            if conn.end > self.largest:
-                raise Problem("payload_too_large")
-            if conn.end:
-                conn.state, conn.deadline = BODY, time.monotonic() + BODY_SECONDS
-                if not data and request._expected_100_continue:
-                    with contextlib.suppress(OSError):
-                        conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n", socket.MSG_DONTWAIT)
-        if conn.end == -1:
-            conn.end = self.end_of_chunks(conn)
-        return 0 <= conn.end <= len(data)
-
-    def head(self, conn: Connection) -> Request | None:
-        """Take a request's head out of ``data``, parsed, or None while it isn't there."""
-        data = conn.data
-        while data[:2] == b"\r\n":  # an empty line in front is passed over (RFC 9112, 2.2)
-            del data[:2]
-            self.held -= 2
-        end = data.find(b"\r\n\r\n", 0, LARGEST_HEAD)
-        if end < 0:
-            longest = self.cfg.limit_request_line
-            if _bare(data, 0):
-                raise Problem("bad_request")
-            if len(data) > longest + 2 and data.find(b"\r\n", 0, longest + 2) < 0:
-                raise Problem("uri_too_long")
-            if len(data) > LARGEST_HEAD:
-                raise Problem("headers_too_large")
-            return None
-        try:
-            request = Request(self.cfg, Gathered(data[:end + 4]), conn.address)
-        except errors.ParseException as error:
-            raise _problem_of(error)
-        del data[:end + 4]
-        self.held -= end + 4
-        return request
-
-    def end_of_chunks(self, conn: Connection) -> int:
-        """Where a body in chunks ends, or -1 while that isn't known (RFC 9112, 7.1).
-
-        What gunicorn's parser would not take is refused here: a view may never read its body.
-        """
-        data = conn.data
-        if len(data) > self.largest + FRAMING:
-            raise Problem("payload_too_large")
-        while (line := data.find(b"\r\n", conn.scanned, conn.scanned + LARGEST_LINE)) >= 0:
-            found = _CHUNK.fullmatch(data, conn.scanned, line)
-            if not found:
-                raise Problem("bad_request")
-            size = int(found[1], 16)
-            if size == 0:
-                return self.end_of_trailers(conn, line)
-            if size > self.largest:
-                raise Problem("payload_too_large")
-            end = line + 2 + size
-            if data[end:end + 2] != b"\r\n"[:max(0, len(data) - end)]:
-                raise Problem("bad_request")
-            if len(data) < end + 2:
-                return -1
-            conn.scanned = end + 2
-        if _bare(data, conn.scanned) or len(data) - conn.scanned > LARGEST_LINE:
-            raise Problem("bad_request")
-        return -1
-
-    def end_of_trailers(self, conn: Connection, line: int) -> int:
-        """Where the trailers end, if there are any, behind the end of the last chunk's line."""
-        data = conn.data
-        end = data.find(b"\r\n\r\n", line, line + LARGEST_HEAD)
-        if end < 0:
-            if _bare(data, line):
-                raise Problem("bad_request")
-            if len(data) - line > LARGEST_HEAD:
-                raise Problem("headers_too_large")
-            return -1
-        if end > line:
-            try:
-                conn.request.parse_headers(bytes(data[line + 2:end]), from_trailer=True)
-            except errors.ParseException as error:
-                raise _problem_of(error)
-        return end + 4
+    def is_full(self) -> bool:
+        """Whether all connections together hold too much."""
+        if self.held > LARGEST_ALL:  # which only grows: what is gone is seen now
+            self.held = sum(len(conn.data) + conn.taken for conn in self.connections)
+        return self.held > LARGEST_ALL
 
     def refuse(self, conn: Connection, problem: Problem) -> None:
         """Answer with a problem, and close: where another request would begin isn't known."""
         conn.problem = problem
         if conn.request is None:
             conn.request = Unread(conn.data)
-        self.held -= len(conn.data)
         conn.data, conn.end = bytearray(), 0
         self.arrive(conn)
 
@@ -490,7 +265,7 @@ class Worker(ThreadWorker):
                     request, conn.sock, conn.address, conn.server, self.cfg, Response)
             except errors.ConfigurationProblem as error:  # a path outside of SCRIPT_NAME
                 conn.request = Unread(f"{request.method} {request.uri}".encode())
-                self.refuse(conn, _problem_of(error))
+                self.refuse(conn, problem_of(error))
                 return None
         del conn.data[:conn.end]
         conn.taken = conn.end
@@ -561,7 +336,7 @@ class Worker(ThreadWorker):
     @contained
     def finish(self, conn: Connection, data: bytes) -> None:
         """Send an answer, or what is left of it; then be ready for the next request, or part."""
-        self.release(conn)
+        conn.taken = 0
         if not self.send(conn, data):
             conn.state, conn.deadline = WRITING, time.monotonic() + READ_SECONDS
             self.watch(conn, selectors.EVENT_WRITE)
@@ -601,7 +376,7 @@ class Worker(ThreadWorker):
         """With the loop again: what came while the answer was made."""
         if conn.state != IDLE:
             return
-        self.release(conn)
+        conn.taken = 0
         if conn.data:
             self.gather(conn)
         if conn.eof and conn.state != BUSY:
@@ -619,16 +394,9 @@ class Worker(ThreadWorker):
             conn.sock.shutdown(socket.SHUT_WR)
         self.watch(conn, selectors.EVENT_READ)
 
-    def release(self, conn: Connection) -> None:
-        """Stop counting a body: its request has been answered."""
-        self.held -= conn.taken
-        conn.taken = 0
-
     def drop(self, conn: Connection) -> None:
         if not self.connections.pop(conn, False):
             return
-        self.release(conn)
-        self.held -= len(conn.data)
         self.nr_conns -= 1
         try:
             self.watch(conn, 0)
@@ -711,21 +479,3 @@ class Log(glogging.Logger):
         self._access_log_enabled = False  # the door has its own
         self.error_log = logging.getLogger("shopfront.gunicorn")
         self.error_log.setLevel(self.loglevel)
-
-
-def _bare(data, start):
-    """Whether a line ends in LF alone: what follows never ends the way it is read here."""
-    return data.count(b"\n", start) != data.count(b"\r\n", start)
-
-
-def _problem_of(error):
-    """The Problem of a head, or of trailers, that gunicorn's parser doesn't take."""
-    if isinstance(error, errors.LimitRequestLine):
-        return Problem("uri_too_long")
-    if isinstance(error, errors.LimitRequestHeaders):
-        return Problem("headers_too_large")
-    return Problem("bad_request")
-
-
-def _host(address):
-    return address[0] if isinstance(address, tuple) else ""
