@@ -230,74 +230,92 @@ def test_the_next_writer_leaves_a_dead_ones_mark_its_time(redis_shop):
 # A worker killed
 
 
-@pytest.mark.parametrize("kills", [25, pytest.param(150, marks=pytest.mark.long)])
-def test_a_worker_killed_behind_its_commit_leaves_nothing_stale(make_database, make_app, serve,
-                                                                kills):
-    """Somebody in another process reads a product and its list all the while. What the database
-    says is what is seen, from then on."""
-    url, dice = make_database(), random.Random(20261122)
-    shop = Shop(url, make_app(DATABASE_URL=url, REDIS_PREFIX="kills"))
-    server = serve(1, DATABASE_URL=url, REDIS_PREFIX="kills", LOG_LEVEL="ERROR")
-    # A COMMIT takes its time, so that a worker can be met in the middle of it, or right behind.
-    shop.sql("""
-        CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER lingers AFTER UPDATE ON products DEFERRABLE INITIALLY DEFERRED
-            FOR EACH ROW EXECUTE FUNCTION linger()""")
-    shelves = [shop.shelf() for _ in range(kills)]  # a mark that stays is one product's
-    now, over, reads = [shelves[0]], threading.Event(), [0]
+# A COMMIT takes its time, so that a worker can be met in the middle of it, or right behind.
+LINGER = """
+    CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER lingers AFTER UPDATE ON products DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION linger()"""
 
-    def price(shelf):
-        with shop.app.extensions["db"].reading() as conn:
+
+class Reader:
+    """Somebody in another process, who reads a product and its list all the while."""
+
+    def __init__(self, shop, shelf):
+        self.shop, self.shelf, self.reads, self.over = shop, shelf, 0, threading.Event()
+
+    def price(self, shelf):
+        """What the database says."""
+        with self.shop.app.extensions["db"].reading() as conn:
             return conn.execute("SELECT price FROM products WHERE id = %s",
                                 [shelf.product]).fetchone()[0]
 
-    def read(path):
-        while not over.is_set():
-            check(now[0], path)
-            reads[0] += 1
+    def check(self, shelf, paths=("one", "list")):
+        """What the database says is what is seen, from then on."""
+        for path in paths:
+            least = self.price(shelf)
+            shown = self.shop.client.get(getattr(shelf, path)).json
+            assert float((shown["data"][0] if "data" in shown else shown)["price"]) >= least
 
-    def check(shelf, path):
-        least = price(shelf)
-        shown = shop.client.get(getattr(shelf, path)).json
-        assert float((shown["data"][0] if "data" in shown else shown)["price"]) >= least
+    def read(self, path):
+        while not self.over.is_set():
+            self.check(self.shelf, [path])
+            self.reads += 1
 
-    stored = marked = 0
-    with ThreadPoolExecutor(3) as threads:
-        readers = [threads.submit(read, path) for path in ("one", "list")]
-        try:
-            for shelf in shelves:
-                now[0] = shelf
-                while not (kept(shop, shelf.one) and kept(shop, shelf.list)):
-                    pass
-                if any(reader.done() for reader in readers):
-                    break
-                pid, = server.worker_pids
-                write = threads.submit(change, server, shelf, shop.person.token)
-                if dice.random() < 0.8:
-                    wait_for_commit(shop)
-                time.sleep(dice.uniform(0, 0.025))
-                os.kill(pid, signal.SIGKILL)
-                write.result()
-                for _ in range(3):
-                    check(shelf, "one")
-                    check(shelf, "list")
-                settle(url)
-                if price(shelf) == 2:
-                    stored += 1
-                    marked += shop.raw().get(shop.redis.key("group", shelf.groups[0]))[:1] == b"!"
-                check(shelf, "one")
-                check(shelf, "list")
-                while server.worker_pids in ([pid], []):
-                    time.sleep(0.01)
-        finally:
-            over.set()
+    @contextlib.contextmanager
+    def reading(self):
+        """A function that tells whether all is well so far."""
+        with ThreadPoolExecutor(2) as threads:
+            readers = [threads.submit(self.read, path) for path in ("one", "list")]
+            try:
+                yield lambda: not any(reader.done() for reader in readers)
+            finally:
+                self.over.set()
         for reader in readers:
             reader.result()
-    print(f"{kills} kills, {stored} stored, {marked} of them marked, {reads[0]} reads")
+
+
+@pytest.mark.parametrize("kills", [25, pytest.param(150, marks=pytest.mark.long)])
+def test_a_worker_killed_behind_its_commit_leaves_nothing_stale(make_database, make_app, serve,
+                                                                kills):
+    url, dice = make_database(), random.Random(20261122)
+    shop = Shop(url, make_app(DATABASE_URL=url, REDIS_PREFIX="kills"))
+    server = serve(1, DATABASE_URL=url, REDIS_PREFIX="kills", LOG_LEVEL="ERROR")
+    shop.sql(LINGER)
+    shelves = [shop.shelf() for _ in range(kills)]  # a mark that stays is one product's
+    reader, stored, marked = Reader(shop, shelves[0]), 0, 0
+    with reader.reading() as well:
+        for shelf in shelves:
+            reader.shelf = shelf
+            while well() and not (kept(shop, shelf.one) and kept(shop, shelf.list)):
+                pass
+            if not well():
+                break
+            kill_during_a_change(server, shop, shelf, dice)
+            for _ in range(3):
+                reader.check(shelf)
+            settle(url)
+            if reader.price(shelf) == 2:
+                stored += 1
+                marked += shop.raw().get(shop.redis.key("group", shelf.groups[0]))[:1] == b"!"
+            reader.check(shelf)
+    print(f"{kills} kills, {stored} stored, {marked} of them marked, {reader.reads} reads")
     assert stored > kills / 4
     assert marked > 0
-    assert reads[0] > kills
+    assert reader.reads > kills
+
+
+def kill_during_a_change(server, shop, shelf, dice):
+    """Kill the worker before, in or behind the COMMIT of a price, and wait for the next one."""
+    while not server.worker_pids:
+        time.sleep(0.01)
+    pid, = server.worker_pids
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(change, server, shelf, shop.person.token)
+        if dice.random() < 0.8:
+            wait_for_commit(shop)
+        time.sleep(dice.uniform(0, 0.025))
+        os.kill(pid, signal.SIGKILL)
 
 
 def kept(shop, path):
