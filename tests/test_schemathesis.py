@@ -103,8 +103,12 @@ def is_a_fault(context, failure, case, response):
 
 def events_of(schema, restore):
     """The events of a run, before each of whose calls the account is as it was."""
+    spoilt = [True]
+
     def before_call(context, case, kwargs):
-        restore()
+        if spoilt[0]:
+            restore()
+        spoilt[0] = case.method not in ("GET", "HEAD")
     schemathesis.hook(before_call)
     try:
         yield from from_schema(schema).execute()
@@ -161,7 +165,7 @@ LONG = pytest.param(
 @pytest.mark.parametrize("role", ["admin", "user"])
 @pytest.mark.parametrize("config", [BOUNDED, LONG], ids=["bounded", "long"])
 def test_nothing_differs_from_the_document(shop, version, role, config):
-    own = "/(users|auth)" if version == "v2" and "seed" in config else None
+    own = "/users|/auth/register" if version == "v2" and "seed" in config else None
     cases, phases, wrong = found(shop, version, role, config, own)
     print(f"{cases:,} cases")
     assert not wrong, "\n".join(wrong)
