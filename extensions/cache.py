@@ -12,321 +12,36 @@ knows by the URL which entry that is.
 import contextlib
 import hashlib
 import json
-import os
 import threading
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 from flask import Flask, Response, current_app, request
 from flask_caching import Cache
-from flask_caching.backends.base import BaseCache
 
 from db import Connection
+from extensions.cache_backends import (
+    BACKENDS,
+    BUSY_SECONDS,
+    EVERYTHING,
+    LEASE_SECONDS,
+    Found,
+    Known,
+)
 from extensions.http import compression
 from extensions.http.answers import PUBLIC, etag_of, without_flask
 from extensions.http.visit import Answer, Visit, visit
-from extensions.limits import COUNT, Limit
 from extensions.redis_client import RedisClient
 
-BUSY_SECONDS = 3.0  # how long others wait for the process that computes
+__all__ = ["EVERYTHING", "Found", "Known", "Single", "answer", "cached", "change", "fetch",
+           "invalidate", "key_of", "learned", "look_again", "render"]
+
 POLL_SECONDS = 0.005
-GROUP_SECONDS = 86400
-# PostgreSQL ends a transaction that has been idle for a minute; a COMMIT that it got is over soon.
-MARK_SECONDS = 75
-# Every entry is in this group, whose word dies unless a heartbeat or a request renews it. So what
-# Redis holds is stale once nobody has reached it for that long.
-EVERYTHING = "everything"
-LEASE_SECONDS = 1.0
 RECENT = 4096  # answers that were asked for once, kept by a process, each of at most
 RECENT_SIZE = 4096  # bytes; a larger one is kept for all at once
 
-# Counts a visit, and looks up what it asks for.
-# KEYS: the count; then, where an entry is asked for: lock, compressed form, entry, groups...
-# ARGV: window in ms (0: not counted), limit, a new word, its life in s, the lock's life in ms (0:
-# no lock), the lease in ms
-# Returns count, time left; then generation ('' while a group is marked), what was found (1 or 2,
-# 0: compute it, -1: somebody does), the entry
-ENTER = "local count, left, at = 0, 0, 1\nif ARGV[1] ~= '0' then" + COUNT.replace(
-    "local count", "count").replace("local left", "left").replace("\n", "\n    ") + """
-    if count > tonumber(ARGV[2]) then return {count, left} end
-    at = 2
-end
-if not KEYS[at] then return {count, left} end
-local words = redis.call('MGET', unpack(KEYS, at + 3))
-for i, word in ipairs(words) do
-    local group = KEYS[at + 2 + i]
-    if not word then
-        word = ARGV[3]
-        redis.call('SET', group, word, 'EX', ARGV[4])
-        words[i] = word
-    elseif string.byte(word) == 33 then
-        return {count, left, '', 0}
-    end
-end
-redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
-local generation = table.concat(words, ',')
-for i, entry in ipairs(redis.call('MGET', KEYS[at + 1], KEYS[at + 2])) do
-    if entry and string.sub(entry, 1, #generation + 1) == generation .. '|' then
-        return {count, left, generation, i, string.sub(entry, #generation + 2)}
-    end
-end
-if ARGV[5] == '0' or redis.call('SET', KEYS[at], '1', 'NX', 'PX', ARGV[5]) then
-    return {count, left, generation, 0}
-end
-return {count, left, generation, -1}
-"""
-
-# KEYS: lock or an entry, entries... ARGV: their life in seconds, whether the first is a lock,
-# their contents...
-STORE = """
-local at = 1
-if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) at = 2 end
-for i = at, #KEYS do redis.call('SET', KEYS[i], ARGV[i - at + 3], 'EX', ARGV[1]) end
-"""
-
-# A marked group is '!' and its writers, each with the time in ms at which its mark runs out.
-MARKS = """
-local time = redis.call('TIME')
-local now, writer, life = time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1], tonumber(ARGV[2])
-for i, word in ipairs(redis.call('MGET', unpack(KEYS))) do
-    local marks, last = '', 0
-    if word and string.byte(word) == 33 then
-        for other, ends in string.gmatch(word, '(%w+)=(%d+);') do
-            ends = tonumber(ends)
-            if ends > now and other ~= writer then
-                marks, last = marks .. string.format('%s=%.0f;', other, ends), math.max(last, ends)
-            end
-        end
-    end
-"""
-# KEYS: groups... ARGV: the writer, the mark's life in ms
-MARK = MARKS + """
-    marks = marks .. string.format('%s=%.0f;', writer, now + life)
-    redis.call('SET', KEYS[i], '!' .. marks, 'PX', math.max(life, last - now))
-end
-"""
-# KEYS: groups... ARGV: the writer, 0, a new word, its life in seconds
-RENEW = MARKS + """
-    if marks == '' then
-        redis.call('SET', KEYS[i], ARGV[3], 'EX', ARGV[4])
-    else
-        redis.call('SET', KEYS[i], '!' .. marks, 'PX', last - now)
-    end
-end
-"""
-KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])"
-
-
-class Known(NamedTuple):
-    """Where an answer is kept and how it is made: its key, its groups, ``find``, its route.
-
-    ``find() -> (text, headers)`` takes nothing from the request. A dear answer is made by one
-    process of all, and kept after the first request; a cheap one only when it is asked for again.
-    """
-
-    key: str
-    groups: tuple
-    find: object
-    route: str | None = None
-    dear: bool = True
-
-
-class Found(NamedTuple):
-    """The result of a look-up. ``generation`` is None while a write is under way."""
-
-    generation: bytes | None
-    entry: bytes | None = None
-    encoded: bool = False
-    busy: bool = False  # another process computes it
-
-    @property
-    def settled(self) -> bool:
-        """Whether it holds for every visit: the entry is there, or a write is under way."""
-        return self.entry is not None or self.generation is None
-
-
-class RedisBackend(BaseCache):
-    """Entries in Redis. Raises RedisClient.Away while there is none."""
-
-    def __init__(self, redis_client: RedisClient, ttl: int) -> None:
-        super().__init__(default_timeout=ttl)
-        self.redis, self._ttl = redis_client, ttl
-        self._forsaken: deque[tuple[bytes, Iterable[str]]] = deque()
-        redis_client.on_beat = self._keep_lease
-        redis_client.on_return = self._begin_anew
-
-    @classmethod
-    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "RedisBackend":
-        return cls(app.extensions["redis_client"], config["CACHE_DEFAULT_TIMEOUT"])
-
-    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
-        """[((count, ms left), Found or None)] of visits: counted and looked up by one call."""
-        calls = []
-        for one in visits:
-            keys = [limit.key(one)]
-            if one.known:
-                keys += self._keys(one.known, compression.choose(one.accepts))
-            calls.append((keys, self._arguments(one.known, limit)))
-        return [(reply[:2], self._found(reply) if len(reply) > 2 else None)
-                for reply in self.redis.scripts(ENTER, calls)]
-
-    def lookup(self, known: Known, encoding: str | None) -> Found:
-        keys, arguments = self._keys(known, encoding), self._arguments(known)
-        return self._found(self.redis.script(ENTER, keys, arguments))
-
-    def store(self, known: Known, generation: bytes, entries: dict, unlock: bool = True) -> None:
-        """Store ``{variant or None: bytes}`` under their generation, and release the lock."""
-        key = self.redis.key
-        keys = [key("lock", known.key)] if unlock else []
-        arguments = [self._ttl, int(unlock)]
-        for variant, entry in entries.items():
-            keys.append(key("entry", known.key, *([variant] if variant else [])))
-            arguments.append(generation + b"|" + entry)
-        self.redis.script(STORE, keys, arguments)
-
-    def mark(self, groups: Iterable[str]) -> bytes:
-        """Serve and store nothing of these groups until ``renew(mark, groups)``."""
-        mark = _new_generation()
-        try:
-            self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
-        except RedisClient.Away as away:
-            if away.asked:
-                self.forsake(mark, groups)
-            raise
-        return mark
-
-    def forsake(self, mark: bytes, groups: Iterable[str]) -> None:
-        """Have a mark that may stand in a Redis out of reach removed once that is back."""
-        self._forsaken.append((mark, groups))
-
-    def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
-        self.redis.script(RENEW, self._groups(groups), _renewal(mark or ""))
-
-    def _groups(self, groups):
-        key = self.redis.key
-        return [key("group", group) for group in groups]
-
-    def _keys(self, known, encoding):
-        key = self.redis.key
-        entry = key("entry", known.key)
-        return [key("lock", known.key), f"{entry}:{encoding}" if encoding else entry, entry,
-                *self._groups(known.groups), key("group", EVERYTHING)]
-
-    def _arguments(self, known, limit=None):
-        return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0,
-                _new_generation(), GROUP_SECONDS,
-                int(BUSY_SECONDS * 1000) if known and known.dear else 0, int(LEASE_SECONDS * 1000)]
-
-    def _begin_anew(self):
-        """Redis is back: its entries may be stale, and its locks belong to nobody."""
-        while self._forsaken:
-            one = self._forsaken.popleft()
-            try:
-                self.renew(*one)
-            except RedisClient.Away:
-                self._forsaken.appendleft(one)
-                raise
-        self.renew(None, [EVERYTHING])
-
-    def _keep_lease(self):
-        self.redis.script(KEEP, [self.redis.key("group", EVERYTHING)],
-                           [int(LEASE_SECONDS * 1000)])
-
-    def _found(self, reply):
-        _, _, generation, state, *entry = reply
-        if entry:
-            return Found(generation, entry[0], state == 1)
-        return Found(generation or None, busy=state < 0)
-
-
-class MemoryBackend(BaseCache):
-    """Entries in this process: correct only where there is no other."""
-
-    LARGEST = 2000
-
-    def __init__(self, ttl: int = 300) -> None:
-        super().__init__(default_timeout=ttl)
-        self._ttl, self._lock = ttl, threading.Lock()
-        self._words: dict[str, bytes] = {}
-        self._entries: dict[tuple, tuple] = {}  # (key, encoding): (generation, its end, entry)
-        self._busy: dict[str, float] = {}
-        self._marks: Counter[str] = Counter()
-
-    @classmethod
-    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "MemoryBackend":
-        return cls(config["CACHE_DEFAULT_TIMEOUT"])
-
-    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
-        return [
-            (count, self.lookup(one.known, compression.choose(one.accepts)) if one.known else None)
-            for one, count in zip(visits, limit.count_all(visits), strict=True)
-        ]
-
-    def lookup(self, known: Known, encoding: str | None) -> Found:
-        now, key = time.monotonic(), known.key
-        with self._lock:
-            if any(self._marks[group] for group in known.groups):
-                return Found(None)
-            generation = b",".join(
-                self._words.setdefault(group, _new_generation()) for group in known.groups)
-            for name in ((key, encoding), (key, None)):
-                stored, ends, entry = self._entries.get(name, (None, 0, None))
-                if stored == generation and now < ends:
-                    return Found(generation, entry, name[1] is not None)
-            busy = known.dear and self._busy.get(key, 0) > now
-            if known.dear and not busy:
-                self._busy[key] = now + BUSY_SECONDS
-            return Found(generation, busy=busy)
-
-    def store(self, known: Known, generation: bytes, entries: dict, unlock: bool = True) -> None:
-        ends = time.monotonic() + self._ttl
-        with self._lock:
-            for variant, entry in entries.items():
-                self._entries.pop((known.key, variant), None)
-                self._entries[known.key, variant] = (generation, ends, entry)
-            while len(self._entries) > self.LARGEST:
-                del self._entries[next(iter(self._entries))]
-            if unlock:
-                self._busy.pop(known.key, None)
-
-    def mark(self, groups: Iterable[str]) -> bool:
-        with self._lock:
-            self._marks.update(groups)
-        return True
-
-    def renew(self, mark: bool | None, groups: Iterable[str]) -> None:
-        with self._lock:
-            for group in groups:
-                self._words[group] = _new_generation()
-                if mark and self._marks[group] > 1:
-                    self._marks[group] -= 1
-                elif mark:
-                    del self._marks[group]
-
-
-class NoBackend(BaseCache):
-    """The cache turned off."""
-
-    @classmethod
-    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "NoBackend":
-        return cls()
-
-    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
-        return [(count, None) for count in limit.count_all(visits)]
-
-    def lookup(self, known: Known, encoding: str | None) -> Found:
-        raise RedisClient.Away
-
-    def mark(self, groups: Iterable[str]) -> None:
-        return None
-
-    def renew(self, mark: None, groups: Iterable[str]) -> None:
-        pass
-
-
-BACKENDS = {"RedisCache": RedisBackend, "SimpleCache": MemoryBackend, "NullCache": NoBackend}
 cache: Any = Cache()  # whose ``cache`` is one of the backends
 
 
@@ -609,11 +324,3 @@ def _made(known):
     body = text.encode()
     line = "\t".join([etag_of(body), *(f"{name}:{value}" for name, value in headers)])
     return line.encode() + b"\n" + body
-
-
-def _renewal(mark=""):
-    return [mark, 0, _new_generation(), GROUP_SECONDS]
-
-
-def _new_generation():
-    return os.urandom(8).hex().encode()

@@ -22,14 +22,16 @@ from extensions.redis_client import RedisClient, client
 
 # Count and remaining life in one answer. A key that has no end, for whatever reason, gets one.
 COUNT = """
-local count = redis.call('INCRBY', KEYS[1], 1)
-local left = redis.call('PTTL', KEYS[1])
-if left < 0 then
-    redis.call('PEXPIRE', KEYS[1], ARGV[1])
-    left = tonumber(ARGV[1])
+local function count(key, window)
+    local counted, left = redis.call('INCRBY', key, 1), redis.call('PTTL', key)
+    if left < 0 then
+        redis.call('PEXPIRE', key, window)
+        left = tonumber(window)
+    end
+    return counted, left
 end
 """
-_COUNT = COUNT + "return {count, left}"
+_COUNT = COUNT + "return {count(KEYS[1], ARGV[1])}"
 
 
 class Counters(Storage):

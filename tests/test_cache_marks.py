@@ -84,18 +84,8 @@ def make_shop(make_database, make_app):
 
 
 @pytest.fixture(scope="module")
-def redis_shop(make_shop):
+def shop(make_shop):
     return make_shop(REDIS_PREFIX="marks")
-
-
-@pytest.fixture(scope="module")
-def memory_shop(make_shop):
-    return make_shop(CACHE_TYPE="SimpleCache")
-
-
-@pytest.fixture(params=["redis_shop", "memory_shop"])
-def shop(request):
-    return request.getfixturevalue(request.param)
 
 
 def fill(shop, shelf):
@@ -121,12 +111,12 @@ def test_what_is_marked_comes_from_the_database_and_is_not_kept(shop):
         assert [shop.see(path) for _ in range(2)] == [("miss", 3), ("hit", 3)]
 
 
-def test_nothing_is_written_to_redis_under_a_mark(redis_shop):
-    shelf, raw = redis_shop.shelf(), redis_shop.raw()
-    with redis_shop.writing(*shelf.groups):
+def test_nothing_is_written_to_redis_under_a_mark(shop):
+    shelf, raw = shop.shelf(), shop.raw()
+    with shop.writing(*shelf.groups):
         before = {key: raw.get(key) for key in raw.keys("{marks}:[el]*")}
         for path in shelf.paths * 3:
-            redis_shop.see(path)
+            shop.see(path)
         assert {key: raw.get(key) for key in raw.keys("{marks}:[el]*")} == before
 
 
@@ -182,49 +172,49 @@ def leave_mark(shop, shelf, milliseconds):
         raw.set(key, b"!%s=%d;" % (writer, ends), px=milliseconds if milliseconds > 0 else None)
 
 
-def test_a_mark_outlives_what_its_writer_can_still_store(redis_shop):
+def test_a_mark_outlives_what_its_writer_can_still_store(shop):
     """PostgreSQL ends an idle transaction of the shop's long before its mark runs out."""
-    shelf, raw = redis_shop.shelf(), redis_shop.raw()
+    shelf, raw = shop.shelf(), shop.raw()
     idle = int(pool.connect_options()["options"].partition("idle_in_transaction_session_timeout=")[
         2].partition("s")[0])
-    with redis_shop.writing(*shelf.groups):
+    with shop.writing(*shelf.groups):
         for group in shelf.groups:
-            assert raw.pttl(redis_shop.redis.key("group", group)) > (idle + 5) * 1000
+            assert raw.pttl(shop.redis.key("group", group)) > (idle + 5) * 1000
 
 
-def test_a_dead_writers_mark_runs_out_and_the_old_entry_stays_stale(redis_shop):
-    shelf = redis_shop.shelf()
-    fill(redis_shop, shelf)
-    leave_mark(redis_shop, shelf, 400)
-    assert redis_shop.see(shelf.one) == ("miss", 7)
+def test_a_dead_writers_mark_runs_out_and_the_old_entry_stays_stale(shop):
+    shelf = shop.shelf()
+    fill(shop, shelf)
+    leave_mark(shop, shelf, 400)
+    assert shop.see(shelf.one) == ("miss", 7)
     time.sleep(0.5)
     for path in shelf.paths:
-        assert [redis_shop.see(path) for _ in range(2)] == [("miss", 7), ("hit", 7)]
+        assert [shop.see(path) for _ in range(2)] == [("miss", 7), ("hit", 7)]
 
 
-def test_the_next_writer_clears_a_dead_ones_mark_away_once_it_is_over(redis_shop):
-    shelf = redis_shop.shelf()
-    fill(redis_shop, shelf)
-    leave_mark(redis_shop, shelf, -1)  # still there, whatever its time
-    assert redis_shop.see(shelf.one) == ("miss", 7)
-    with redis_shop.writing(*shelf.groups):
+def test_the_next_writer_clears_a_dead_ones_mark_away_once_it_is_over(shop):
+    shelf = shop.shelf()
+    fill(shop, shelf)
+    leave_mark(shop, shelf, -1)  # still there, whatever its time
+    assert shop.see(shelf.one) == ("miss", 7)
+    with shop.writing(*shelf.groups):
         pass
     for path in shelf.paths:
-        assert [redis_shop.see(path) for _ in range(2)] == [("miss", 7), ("hit", 7)]
+        assert [shop.see(path) for _ in range(2)] == [("miss", 7), ("hit", 7)]
 
 
-def test_the_next_writer_leaves_a_dead_ones_mark_its_time(redis_shop):
-    shelf = redis_shop.shelf()
-    fill(redis_shop, shelf)
-    leave_mark(redis_shop, shelf, 1000)
-    with redis_shop.writing(*shelf.groups):
+def test_the_next_writer_leaves_a_dead_ones_mark_its_time(shop):
+    shelf = shop.shelf()
+    fill(shop, shelf)
+    leave_mark(shop, shelf, 1000)
+    with shop.writing(*shelf.groups):
         pass
-    lives = [redis_shop.raw().pttl(redis_shop.redis.key("group", g)) for g in shelf.groups]
+    lives = [shop.raw().pttl(shop.redis.key("group", g)) for g in shelf.groups]
     assert all(0 < life <= 1000 for life in lives)
-    assert [redis_shop.see(path) for path in shelf.paths * 2] == [("miss", 7)] * 6
+    assert [shop.see(path) for path in shelf.paths * 2] == [("miss", 7)] * 6
     time.sleep(1.1)
     for path in shelf.paths:
-        assert [redis_shop.see(path) for _ in range(2)] == [("miss", 7), ("hit", 7)]
+        assert [shop.see(path) for _ in range(2)] == [("miss", 7), ("hit", 7)]
 
 
 # A worker killed

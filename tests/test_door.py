@@ -8,7 +8,7 @@ import psycopg
 import pytest
 import redis
 
-from extensions.cache import ENTER, KEEP, MARK, RENEW
+from extensions.cache_backends import ENTER, KEEP, MARK, RENEW
 from tests.conftest import register, unique
 
 # By the hash that EVALSHA names; a heartbeat's are none of a request's.

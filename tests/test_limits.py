@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from extensions import cache
-from extensions.cache import RedisBackend
+from extensions.cache_backends import RedisBackend
 from extensions.redis_client import BEAT
 from tests.conftest import PASSWORD, execute, register, unique
 

@@ -110,7 +110,7 @@ def test_nothing_is_embedded_migrated_or_seeded(copy_of_project, make_database, 
 def test_a_migrated_shop_opens_empty(serve, make_database):
     database = make_database()
     # Not the cache that the other tests' shops fill.
-    server = serve(workers=1, APP_ENV="production", DATABASE_URL=database, CACHE_TYPE="SimpleCache")
+    server = serve(workers=1, APP_ENV="production", DATABASE_URL=database, REDIS_PREFIX="fresh")
     assert server.call("GET", "/health/ready").json() == {"status": "ok"}
     assert server.call("GET", "products").json()["data"] == []
     with psycopg.connect(database) as conn:

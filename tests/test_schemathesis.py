@@ -17,7 +17,7 @@ from schemathesis.engine import events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.wsgi import WSGITransport
 
-from tests.conftest import execute
+from tests.conftest import execute, unique
 
 PHASES = {"coverage", "fuzzing", "stateful"}
 
@@ -30,7 +30,7 @@ def shop(make_app, make_database):
         INSERT INTO categories (name) VALUES ('Tea');
         INSERT INTO products (name, price, stock, category_id) VALUES ('Teapot', 20, 100000, 1);
     """)
-    return SimpleNamespace(url=url, app=make_app(DATABASE_URL=url, CACHE_TYPE="SimpleCache"))
+    return SimpleNamespace(url=url, app=make_app(DATABASE_URL=url, REDIS_PREFIX=unique("fuzz")))
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +176,7 @@ def test_nothing_differs_from_the_document(shop, version, role, config):
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("config", [BOUNDED, LONG], ids=["bounded", "long"])
 def test_nothing_differs_over_the_wire(shop, serve, config):
-    server = serve(DATABASE_URL=shop.url, CACHE_TYPE="SimpleCache")
+    server = serve(DATABASE_URL=shop.url, REDIS_PREFIX=unique("fuzz"))
     pids = server.worker_pids
     only = "^/api/v1/products$|^/products$" if "seed" in config else None
     cases, phases, wrong = found(shop, "v1", "admin", config, only, server.base)

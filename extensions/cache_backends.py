@@ -1,0 +1,254 @@
+"""Where cached answers are kept: in Redis, or nowhere.
+
+Each backend is flask-caching's to choose, and ours to use: ``enter`` counts visits and looks their
+answers up, ``lookup`` looks one up, ``store`` keeps one, ``mark`` and ``renew`` make groups stale.
+"""
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from flask import Flask
+from flask_caching.backends.base import BaseCache
+
+from extensions.http import compression
+from extensions.http.visit import Visit
+from extensions.limits import COUNT, Limit
+from extensions.redis_client import RedisClient
+
+BUSY_SECONDS = 3.0  # how long others wait for the process that computes
+GROUP_SECONDS = 86400
+# PostgreSQL ends a transaction that has been idle for a minute; a COMMIT that it got is over soon.
+MARK_SECONDS = 75
+# Every entry is in this group, whose word dies unless a heartbeat or a request renews it. So what
+# Redis holds is stale once nobody has reached it for that long.
+EVERYTHING = "everything"
+LEASE_SECONDS = 1.0
+
+# Counts a visit, and looks up what it asks for.
+# KEYS: the count; then, where an entry is asked for: lock, compressed form, entry, groups...
+# ARGV: window in ms (0: not counted), limit, a new word, its life in s, the lock's life in ms (0:
+# no lock), the lease in ms
+# Returns count, time left; then generation ('' while a group is marked), what was found (1 or 2,
+# 0: compute it, -1: somebody does), the entry
+ENTER = COUNT + """
+local counted, left, at = 0, 0, 1
+if ARGV[1] ~= '0' then
+    counted, left = count(KEYS[1], ARGV[1])
+    if counted > tonumber(ARGV[2]) then return {counted, left} end
+    at = 2
+end
+if not KEYS[at] then return {counted, left} end
+local words = redis.call('MGET', unpack(KEYS, at + 3))
+for i, word in ipairs(words) do
+    local group = KEYS[at + 2 + i]
+    if not word then
+        word = ARGV[3]
+        redis.call('SET', group, word, 'EX', ARGV[4])
+        words[i] = word
+    elseif string.byte(word) == 33 then
+        return {counted, left, '', 0}
+    end
+end
+redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
+local generation = table.concat(words, ',')
+for i, entry in ipairs(redis.call('MGET', KEYS[at + 1], KEYS[at + 2])) do
+    if entry and string.sub(entry, 1, #generation + 1) == generation .. '|' then
+        return {counted, left, generation, i, string.sub(entry, #generation + 2)}
+    end
+end
+if ARGV[5] == '0' or redis.call('SET', KEYS[at], '1', 'NX', 'PX', ARGV[5]) then
+    return {counted, left, generation, 0}
+end
+return {counted, left, generation, -1}
+"""
+
+# KEYS: lock or an entry, entries... ARGV: their life in seconds, whether the first is a lock,
+# their contents...
+STORE = """
+local at = 1
+if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) at = 2 end
+for i = at, #KEYS do redis.call('SET', KEYS[i], ARGV[i - at + 3], 'EX', ARGV[1]) end
+"""
+
+# A marked group is '!' and its writers, each with the time in ms at which its mark runs out.
+MARKS = """
+local time = redis.call('TIME')
+local now, writer, life = time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1], tonumber(ARGV[2])
+for i, word in ipairs(redis.call('MGET', unpack(KEYS))) do
+    local marks, last = '', 0
+    if word and string.byte(word) == 33 then
+        for other, ends in string.gmatch(word, '(%w+)=(%d+);') do
+            ends = tonumber(ends)
+            if ends > now and other ~= writer then
+                marks, last = marks .. string.format('%s=%.0f;', other, ends), math.max(last, ends)
+            end
+        end
+    end
+"""
+# KEYS: groups... ARGV: the writer, the mark's life in ms
+MARK = MARKS + """
+    marks = marks .. string.format('%s=%.0f;', writer, now + life)
+    redis.call('SET', KEYS[i], '!' .. marks, 'PX', math.max(life, last - now))
+end
+"""
+# KEYS: groups... ARGV: the writer, 0, a new word, its life in seconds
+RENEW = MARKS + """
+    if marks == '' then
+        redis.call('SET', KEYS[i], ARGV[3], 'EX', ARGV[4])
+    else
+        redis.call('SET', KEYS[i], '!' .. marks, 'PX', last - now)
+    end
+end
+"""
+KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])"
+
+
+class Known(NamedTuple):
+    """Where an answer is kept and how it is made: its key, its groups, ``find``, its route.
+
+    ``find() -> (text, headers)`` takes nothing from the request. A dear answer is made by one
+    process of all, and kept after the first request; a cheap one only when it is asked for again.
+    """
+
+    key: str
+    groups: tuple
+    find: object
+    route: str | None = None
+    dear: bool = True
+
+
+class Found(NamedTuple):
+    """The result of a look-up. ``generation`` is None while a write is under way."""
+
+    generation: bytes | None
+    entry: bytes | None = None
+    encoded: bool = False
+    busy: bool = False  # another process computes it
+
+    @property
+    def settled(self) -> bool:
+        """Whether it holds for every visit: the entry is there, or a write is under way."""
+        return self.entry is not None or self.generation is None
+
+
+class RedisBackend(BaseCache):
+    """Entries in Redis. Raises RedisClient.Away while there is none."""
+
+    def __init__(self, redis_client: RedisClient, ttl: int) -> None:
+        super().__init__(default_timeout=ttl)
+        self.redis, self._ttl = redis_client, ttl
+        self._forsaken: deque[tuple[bytes, Iterable[str]]] = deque()
+        redis_client.on_beat = self._keep_lease
+        redis_client.on_return = self._begin_anew
+
+    @classmethod
+    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "RedisBackend":
+        return cls(app.extensions["redis_client"], config["CACHE_DEFAULT_TIMEOUT"])
+
+    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
+        """[((count, ms left), Found or None)] of visits: counted and looked up by one call."""
+        calls = []
+        for one in visits:
+            keys = [limit.key(one)]
+            if one.known:
+                keys += self._keys(one.known, compression.choose(one.accepts))
+            calls.append((keys, self._arguments(one.known, limit)))
+        return [(reply[:2], self._found(reply) if len(reply) > 2 else None)
+                for reply in self.redis.scripts(ENTER, calls)]
+
+    def lookup(self, known: Known, encoding: str | None) -> Found:
+        keys, arguments = self._keys(known, encoding), self._arguments(known)
+        return self._found(self.redis.script(ENTER, keys, arguments))
+
+    def store(self, known: Known, generation: bytes, entries: dict, unlock: bool = True) -> None:
+        """Store ``{variant or None: bytes}`` under their generation, and release the lock."""
+        key = self.redis.key
+        keys = [key("lock", known.key)] if unlock else []
+        arguments = [self._ttl, int(unlock)]
+        for variant, entry in entries.items():
+            keys.append(key("entry", known.key, *([variant] if variant else [])))
+            arguments.append(generation + b"|" + entry)
+        self.redis.script(STORE, keys, arguments)
+
+    def mark(self, groups: Iterable[str]) -> bytes:
+        """Serve and store nothing of these groups until ``renew(mark, groups)``."""
+        mark = _new_generation()
+        try:
+            self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
+        except RedisClient.Away as away:
+            if away.asked:
+                self.forsake(mark, groups)
+            raise
+        return mark
+
+    def forsake(self, mark: bytes, groups: Iterable[str]) -> None:
+        """Have a mark that may stand in a Redis out of reach removed once that is back."""
+        self._forsaken.append((mark, groups))
+
+    def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
+        self.redis.script(RENEW, self._groups(groups),
+                          [mark or "", 0, _new_generation(), GROUP_SECONDS])
+
+    def _groups(self, groups):
+        key = self.redis.key
+        return [key("group", group) for group in groups]
+
+    def _keys(self, known, encoding):
+        key = self.redis.key
+        entry = key("entry", known.key)
+        return [key("lock", known.key), f"{entry}:{encoding}" if encoding else entry, entry,
+                *self._groups(known.groups), key("group", EVERYTHING)]
+
+    def _arguments(self, known, limit=None):
+        return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0,
+                _new_generation(), GROUP_SECONDS,
+                int(BUSY_SECONDS * 1000) if known and known.dear else 0, int(LEASE_SECONDS * 1000)]
+
+    def _begin_anew(self):
+        """Redis is back: its entries may be stale, and its locks belong to nobody."""
+        while self._forsaken:
+            one = self._forsaken.popleft()
+            try:
+                self.renew(*one)
+            except RedisClient.Away:
+                self._forsaken.appendleft(one)
+                raise
+        self.renew(None, [EVERYTHING])
+
+    def _keep_lease(self):
+        self.redis.script(KEEP, [self.redis.key("group", EVERYTHING)],
+                           [int(LEASE_SECONDS * 1000)])
+
+    def _found(self, reply):
+        _, _, generation, state, *entry = reply
+        if entry:
+            return Found(generation, entry[0], state == 1)
+        return Found(generation or None, busy=state < 0)
+
+
+class NoBackend(BaseCache):
+    """The cache turned off."""
+
+    @classmethod
+    def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "NoBackend":
+        return cls()
+
+    def enter(self, limit: Limit, visits: list[Visit]) -> list[tuple[Sequence, Found | None]]:
+        return [(count, None) for count in limit.count_all(visits)]
+
+    def lookup(self, known: Known, encoding: str | None) -> Found:
+        raise RedisClient.Away
+
+    def mark(self, groups: Iterable[str]) -> None:
+        return None
+
+    def renew(self, mark: None, groups: Iterable[str]) -> None:
+        pass
+
+
+BACKENDS = {"RedisCache": RedisBackend, "NullCache": NoBackend}
+
+
+def _new_generation():
+    return os.urandom(8).hex().encode()
