@@ -36,6 +36,26 @@ FROM (
     LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
 ) k
 
+-- `page` with nothing to fold away, which is prepared, and its total: to read and plan that one takes
+-- longer than to find the rows. Behind the end there is nothing to walk to.
+-- name: newest :many
+-- index: products_category_created_idx
+WITH kept AS MATERIALIZED (
+    SELECT coalesce(sum(products), 0)::bigint AS total
+    FROM product_counts
+    WHERE category_id = %(category)s::bigint
+)
+SELECT (SELECT total FROM kept) AS total,
+       (SELECT row_to_json(v)::text FROM products_v1 v WHERE v.id = k.id) AS json
+FROM (
+    SELECT p.id
+    FROM products p
+    WHERE p.retired_at IS NULL AND p.category_id = %(category)s::bigint
+    ORDER BY p.created_at DESC, p.id DESC
+    LIMIT (SELECT CASE WHEN total > %(offset)s::bigint THEN %(limit)s::bigint ELSE 0 END FROM kept)
+    OFFSET %(offset)s::bigint
+) k
+
 -- Relevance is three lists, one behind the other: names that begin with the term, in alphabetical
 -- order, so that the name itself comes first; names that have it elsewhere, the newest first; and
 -- what has it only in description or SKU, the newest first. (Terms of one or two letters, which no
