@@ -6,6 +6,7 @@ import pathlib
 import platform
 import threading
 import time
+from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import psycopg
@@ -23,7 +24,7 @@ from extensions.redis_client import RedisClient, client
 blp = Blueprint("health", __name__)
 STARTED = time.time()
 READY_SECONDS = 0.8
-NO_DATABASE = "No database."
+NO_DATABASE, BEHIND = "No database.", "Schema behind."
 queries = db.load("health")
 
 
@@ -101,37 +102,35 @@ class Readiness:
     """Asks the database in a thread of its own, so that a frozen one costs no more than 0.8 s."""
 
     def __init__(self, app: Flask) -> None:
-        self._app, self._lock = app, threading.Lock()
+        self._database, self._lock = app.extensions["db"], threading.Lock()
         self.known = len(migrations.files())
-        self._running: _Question | None = None
+        self._running: Future[str] | None = None
 
     def ask(self) -> str:
+        """``ok``, or what is wrong. Who comes while another asks gets the same answer."""
         with self._lock:
-            if self._running is None or self._running.done.is_set():
-                self._running = _Question(self._app)
-        running = self._running
-        return running.state if running.done.wait(READY_SECONDS) else NO_DATABASE
-
-
-class _Question(threading.Thread):
-    def __init__(self, app):
-        super().__init__(daemon=True)
-        self.app, self.done, self.state = app, threading.Event(), NO_DATABASE
-        self.start()
-
-    def run(self):
+            running = self._running
+            if running is None or running.done():
+                running = self._running = Future()
+                threading.Thread(target=self._answer, args=[running], daemon=True).start()
         try:
-            with self.app.extensions["db"].reading() as conn:
+            return running.result(READY_SECONDS)
+        except TimeoutError:
+            return NO_DATABASE
+
+    def _answer(self, running):
+        state = NO_DATABASE
+        try:
+            with self._database.reading() as conn:
                 applied = queries.version(conn)
-            known = self.app.extensions["readiness"].known
             # A newer schema is that of a release which is under way.
-            self.state = "ok" if (applied or 0) >= known else "Schema behind."
+            state = "ok" if (applied or 0) >= self.known else BEHIND
         except psycopg.errors.UndefinedTable:
-            self.state = "Schema behind."
+            state = BEHIND
         except (psycopg.Error, psycopg_pool.PoolTimeout):
-            self.app.extensions["db"].drain()
+            self._database.drain()
         finally:
-            self.done.set()
+            running.set_result(state)
 
 
 def init_app(app: Flask) -> None:
