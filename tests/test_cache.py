@@ -7,7 +7,7 @@ import psycopg
 import pytest
 import redis
 
-from extensions import cache
+from extensions import cache, cache_backends
 from tests.conftest import execute, register, unique
 
 
@@ -287,7 +287,7 @@ def test_a_reader_who_fails_leaves_the_others_to_it(app, dear):
             ask(key, fail, dear)
         before = time.monotonic()
         assert ask(key, lambda: "fine", dear) == ("fine", False)
-        assert time.monotonic() - before < 0.5
+        assert time.monotonic() - before < cache_backends.BUSY_SECONDS - 0.5
 
 
 # What must not be kept

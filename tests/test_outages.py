@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from blueprints.health import READY_SECONDS
 from db import migrations
 from db.embedded import Servers
 from tests.conftest import execute, register, unique
@@ -212,7 +213,7 @@ def test_a_frozen_database_costs_a_bounded_time(postgres, shop):
         is_503(answer, 1.2, begun)
         begun = time.monotonic()
         assert shop.get("/health/live").status_code == 200
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < READY_SECONDS  # what asking it would have taken
         with ThreadPoolExecutor(4) as pool:
             begun = time.monotonic()
             answers = list(pool.map(lambda call: call(shop), (

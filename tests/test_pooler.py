@@ -236,7 +236,7 @@ def test_a_statement_is_ended_in_time(database, way):
     with pytest.raises(psycopg.errors.QueryCanceled), \
             getattr(database(timeout_ms=200), way)() as conn:
         conn.execute("SELECT pg_sleep(5)")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 4
 
 
 def test_a_request_is_ended_in_time(hasty, direct):

@@ -35,10 +35,10 @@ def _nothing_has_ended(server):
 
 
 def well(server):
-    """Whether the server answers within a second."""
+    """Whether the server answers, long before anything that holds it up would let go."""
     asked = time.monotonic()
     with Wire(server, BEHIND) as wire:
-        return wire.answer()[0] == 200 and time.monotonic() - asked < 1
+        return wire.answer()[0] == 200 and time.monotonic() - asked < 5
 
 
 def talk(server, *parts, pause=0):
@@ -260,7 +260,7 @@ def test_a_slow_flood_of_headers_is_refused_in_time(server):
         status, headers, body = slow.answer()
         shaped(status, headers, body, "request_timeout")
         assert "X-RateLimit-Remaining" in headers
-    assert 9.5 < time.monotonic() - begun < 12
+    assert 9.5 < time.monotonic() - begun < 20
 
 
 # Forms of requests that are fine, and what they must not do
