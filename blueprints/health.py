@@ -111,8 +111,12 @@ class Readiness:
         with self._lock:
             running = self._running
             if running is None or running.done():
-                running = self._running = Future()
-                threading.Thread(target=self._answer, args=[running], daemon=True).start()
+                running = Future()
+                try:
+                    threading.Thread(target=self._answer, args=[running], daemon=True).start()
+                except RuntimeError:  # there are too many
+                    return "No thread."
+                self._running = running
         try:
             return running.result(READY_SECONDS)
         except TimeoutError:

@@ -398,9 +398,8 @@ def test_a_shop_runs_without_a_cache(make_app, make_client, admin, user, shelf):
         first, second = shop.get(path), shop.get(path)
         assert (first.headers["X-Cache"], second.headers["X-Cache"]) == ("miss", "miss")
         assert second.data == first.data
-        for encoding in ("br", "br"):
-            packed = shop.get(path, headers={"Accept-Encoding": encoding})
-            assert packed.headers["ETag"] == first.headers["ETag"]
+        packed = shop.get(path, headers={"Accept-Encoding": "br"})
+        assert packed.headers["ETag"] == first.headers["ETag"]
     shop.patch(mine.one, token=admin.token, json={"stock": 55})
     assert shop.get(mine.one).json["stock"] == 55
     assert shop.get(mine.list).json["data"][0]["stock"] == 55

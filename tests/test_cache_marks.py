@@ -296,16 +296,17 @@ def test_a_worker_killed_behind_its_commit_leaves_nothing_stale(make_database, m
 
 
 def kill_during_a_change(server, shop, shelf, dice):
-    """Kill the worker before, in or behind the COMMIT of a price, and wait for the next one."""
+    """Kill the worker, once there is one, before, in or behind the COMMIT of a price."""
     while not server.worker_pids:
         time.sleep(0.01)
     pid, = server.worker_pids
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(change, server, shelf, shop.person.token)
+        write = threads.submit(change, server, shelf, shop.person.token)
         if dice.random() < 0.8:
             wait_for_commit(shop)
         time.sleep(dice.uniform(0, 0.025))
         os.kill(pid, signal.SIGKILL)
+        write.result()
 
 
 def kept(shop, path):

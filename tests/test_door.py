@@ -104,6 +104,16 @@ def test_who_am_i_is_compressed_where_it_is_long(client, encoding):
     assert answers[0].vary == answers[1].vary
 
 
+def test_a_category_s_newest_and_their_number_are_one_query(client, make_category, make_product,
+                                                            statements):
+    category = make_category()["id"]
+    product = make_product(category_id=category)["id"]
+    del statements[:]
+    page = client.get(f"products?category_id={category}").json
+    assert statements == ["products.newest"]
+    assert ([one["id"] for one in page["data"]], page["pagination"]["total"]) == ([product], 1)
+
+
 def test_a_purchase_is_three_statements(client, user, make_product, statements):
     product = make_product()
     del statements[:]

@@ -1,4 +1,5 @@
 """Health: for load balancers and people."""
+import threading
 
 
 def test_health_says_ok_since_when(client):
@@ -29,6 +30,15 @@ def test_ready_is_503_while_the_schema_is_behind(make_app, make_client, make_dat
     response = make_client(app).get("/health/ready")
     assert response.status_code == 503
     assert "Schema" in response.json["detail"]
+
+
+def test_ready_is_503_without_a_thread_and_ok_with_one_again(client, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert client.get("/health/ready").status_code == 503
+    assert client.get("/health/ready").json == {"status": "ok"}
 
 
 def test_live_needs_nothing(make_app, make_client, tmp_path):
