@@ -1,4 +1,5 @@
 """Reports: the stream of every item sold, sums over it, and what both cost everybody else."""
+import contextlib
 import csv
 import http.client
 import io
@@ -16,7 +17,7 @@ import psycopg
 import pytest
 
 import db
-from blueprints.v1.reports import Report
+from blueprints.v1.reports import begin
 from db.seed import PASSWORD, seed
 from tests.conftest import Client, execute, register, unique
 
@@ -343,17 +344,14 @@ def test_head_gives_the_headers_and_occupies_nothing(shop):
 def test_a_reader_may_leave_behind_any_block(shop, kind, blocks):
     """Behind the last row as well, of which the database has nothing more to say."""
     with shop.app.app_context():
-        slots = threading.BoundedSemaphore(1)
-        slots.acquire()
-        report = Report(db.reports(), slots, kind, EVER)
-        report.open()
+        held = contextlib.ExitStack()
+        _, report = begin(held, kind, EVER)
         for _ in zip(range(blocks), report, strict=False):
             pass
-        closing = threading.Thread(target=report.close, daemon=True)
+        closing = threading.Thread(target=held.close, daemon=True)
         closing.start()
         closing.join(5)
         assert not closing.is_alive()
-        assert slots.acquire(blocking=False)
         with db.reports().reading() as conn:
             assert conn.execute("SELECT 1").fetchone() == (1,)
 

@@ -1,9 +1,10 @@
 """Reports: a stream of every item sold, and sums over it."""
+import contextlib
+import itertools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
-from typing import Any
 
 import psycopg
 from flask import Flask, Response, current_app, request
@@ -11,7 +12,6 @@ from flask.views import MethodView
 from psycopg.pq import TransactionStatus
 
 import db
-from db.pool import Database
 from extensions.http.answers import answer
 from extensions.http.arguments import Blueprint
 from extensions.http.errors import Problem, raises
@@ -43,21 +43,20 @@ class Transactions(MethodView):
 
         `Report-Rows` and `Report-Amount` tell what a whole download holds.
         """
-        kind = query["format"] or accepted()
-        window = {"start_date": query["start_date"], "end_date": query["end_date"]}
+        kind = query.pop("format") or accepted()
         slots = current_app.extensions["report_slots"]
         if not slots.acquire(blocking=False):
             raise Problem("unavailable", "As many reports as may run at once are running.",
                           headers={"Retry-After": "5"})
-        report = Report(db.reports(), slots, kind, window)
-        try:
-            size = report.open()
-        except BaseException:
-            report.close()
-            raise
-        name = f"transactions_{window['start_date']:%Y-%m-%d}_{window['end_date']:%Y-%m-%d}.{kind}"
-        response = Response(report, content_type=TYPES[kind] + (
-            "; charset=utf-8; header=present" if kind == "csv" else ""))
+        with contextlib.ExitStack() as held:
+            held.callback(slots.release)
+            size, blocks = begin(held, kind, query)
+            # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
+            response = Response(itertools.chain(blocks), content_type=TYPES[kind] + (
+                "; charset=utf-8; header=present" if kind == "csv" else ""))
+            # By the server at the end of the response, however that comes.
+            response.call_on_close(held.pop_all().close)
+        name = f"transactions_{query['start_date']:%Y-%m-%d}_{query['end_date']:%Y-%m-%d}.{kind}"
         response.headers.update({
             "Content-Disposition": f'attachment; filename="{name}"',
             "Report-Rows": str(size["rows"]), "Report-Amount": size["amount"],
@@ -65,8 +64,6 @@ class Transactions(MethodView):
         })
         if client := request.environ.get("gunicorn.socket"):
             client.settimeout(STALL_SECONDS)
-        if request.method == "HEAD":
-            report.close()
         return response
 
 
@@ -91,60 +88,24 @@ def accepted() -> str:
     return next(kind for kind, type_ in TYPES.items() if type_ == best)
 
 
-class Report:
-    """The body of a report: blocks out of COPY, read as fast as the client takes them.
+def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, Iterator[bytes]]:
+    """({rows, amount}, blocks) of a report, out of one snapshot, which ``held`` has until it ends.
 
-    Holds a connection with one snapshot, and a slot, until it is closed: by the server at the end
-    of the response, however that comes.
+    The blocks come out of COPY, read as fast as the client takes them.
     """
+    conn = held.enter_context(db.reports().snapshot())
+    # A sort would have all rows before the first; the index has them in order.
+    conn.execute("SET LOCAL enable_sort = off")
+    size = queries.size(conn, **window)
+    blocks = stream(conn, kind, window)
 
-    _slots: threading.Semaphore | None
-    _borrowed: Any  # what open() takes
-    _conn: Any
-    _stream: Any
-
-    def __init__(self, database: Database, slots: threading.Semaphore, kind: str,
-                 window: dict[str, datetime]) -> None:
-        self._database, self._slots, self._kind, self._window = database, slots, kind, window
-        self._borrowed = self._conn = self._stream = None
-        self._blocks = self._read()
-        self._lock = threading.Lock()
-
-    def open(self) -> dict:
-        """Take the snapshot. Returns what is in it: ``{rows, amount}``."""
-        self._borrowed = self._database.snapshot()
-        self._conn = self._borrowed.__enter__()
-        # A sort would have all rows before the first; the index has them in order.
-        self._conn.execute("SET LOCAL enable_sort = off")
-        return queries.size(self._conn, **self._window)
-
-    def __iter__(self):
-        return self._blocks
-
-    def close(self) -> None:
-        """Give slot and connection back."""
-        with self._lock:
-            slots, self._slots = self._slots, None
-        if slots is None:
-            return
-        try:
-            # A COPY that has come to its end keeps the connection locked until its block is left.
-            if self._stream and self._conn.info.transaction_status == TransactionStatus.INTRANS:
-                self._stream.close()
-            if self._conn is not None:
-                self._borrowed.__exit__(None, None, None)
-        finally:
-            slots.release()
-
-    def _read(self):
-        self._stream = stream(self._conn, self._kind, self._window)
-        try:
-            yield from self._stream
-        except psycopg.Error as error:
-            log.error("a report broke off: %s", error)
-            raise  # which ends the transfer without its last chunk, so that the client can tell
-        finally:
-            self.close()
+    def leave():
+        # A COPY that has come to its end keeps the connection locked until its block is left; one
+        # that has not ends with the connection.
+        if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
+            blocks.close()
+    held.callback(leave)
+    return size, blocks
 
 
 def sums(conn: db.Connection, group_by: str, **window: datetime) -> str:
@@ -154,11 +115,15 @@ def sums(conn: db.Connection, group_by: str, **window: datetime) -> str:
     return queries.sales(conn, group_by=group_by, **window)
 
 
-def stream(conn: db.Connection, kind: str, window: dict) -> Iterator[bytes]:
+def stream(conn: db.Connection, kind: str, window: dict) -> Generator[bytes]:
     """The report's bytes, in blocks of about 64 kB."""
     lines = queries.csv_lines if kind == "csv" else queries.json_lines
-    with lines(conn, **window) as copy:
-        yield from {"csv": _csv, "json": _json, "ndjson": iter}[kind](_blocks(copy))
+    try:
+        with lines(conn, **window) as copy:
+            yield from {"csv": _csv, "json": _json, "ndjson": iter}[kind](_blocks(copy))
+    except psycopg.Error as error:
+        log.error("a report broke off: %s", error)
+        raise  # which ends the transfer without its last chunk, so that the client can tell
 
 
 def _blocks(copy):
