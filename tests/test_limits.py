@@ -14,9 +14,8 @@ from importlib.util import find_spec
 import pytest
 import redis
 
-from extensions import cache
+from extensions import cache, redis_client
 from extensions.cache_backends import RedisBackend
-from extensions.redis_client import BEAT
 from tests.conftest import PASSWORD, execute, register, unique
 
 LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining",
@@ -253,7 +252,8 @@ class Valkey:
 
 
 @pytest.fixture
-def valkey(run_folder):
+def valkey(run_folder, monkeypatch):
+    monkeypatch.setattr(redis_client, "TIMEOUT", 0.1)  # as everywhere but in tests
     folder = run_folder / unique("v")
     folder.mkdir()
     server = Valkey(folder)
@@ -394,7 +394,7 @@ def test_a_write_that_gets_no_connection_is_seen_by_those_who_have_one(make_app,
     path = f"products/{make_product()['id']}"
     for visitor in (reader, writer, reader):
         assert visitor.get(path).status_code == 200
-    time.sleep(2 * BEAT)  # by then both heartbeats have a connection, too
+    time.sleep(2 * redis_client.BEAT)  # by then both heartbeats have a connection, too
     with redis.Redis.from_url(valkey.url) as memory:
         memory.config_set("maxclients", 1)
         for price in ("1.00", "2.00", "3.00"):
