@@ -180,7 +180,8 @@ def fetch(known: Known, encoding: str | None = None,
         time.sleep(POLL_SECONDS)
         found = look_again(known, encoding, started)
     if found.generation is None:
-        return _made(known), False, False
+        entry, encoded = _packed(_made(known), encoding)
+        return entry, False, encoded
     if known.dear or found.entry is not None:
         return _fetch_dear(known, found, encoding)
     return _fetch_cheap(known, found, encoding)
@@ -204,9 +205,10 @@ def _fetch_dear(known, found, encoding):
     try:
         if not hit:
             entry = new[None] = _made(known)
-        if encoding and not encoded and len(entry) >= compression.MIN_SIZE:
-            entry = new[encoding] = _compressed(entry, encoding)
-            encoded = True
+        if not encoded:
+            entry, encoded = _packed(entry, encoding)
+            if encoded:
+                new[encoding] = entry
     finally:
         if new or not hit:
             with contextlib.suppress(RedisClient.Away):
@@ -218,15 +220,14 @@ def _fetch_cheap(known, found, encoding):
     slot, mine = current_app.extensions["cache_recent"].claim(known.key, found.generation)
     entry = slot.fill(lambda: _made(known)) if mine else slot.wait()
     hit = not mine and entry is not None
-    new = {None: entry if entry is not None else _made(known)}
-    encoded = encoding is not None and len(new[None]) >= compression.MIN_SIZE
-    if encoded:
-        new[encoding] = _compressed(new[None], encoding)
-    if (hit or len(new[None]) > RECENT_SIZE) and not slot.stored:
+    entry = entry if entry is not None else _made(known)
+    packed, encoded = _packed(entry, encoding)
+    new = {None: entry} | ({encoding: packed} if encoded else {})
+    if (hit or len(entry) > RECENT_SIZE) and not slot.stored:
         slot.stored, slot.entry = True, slot.entry if hit else None
         with contextlib.suppress(RedisClient.Away):
             cache.cache.store(known, found.generation, new, unlock=False)
-    return new[encoding if encoded else None], hit, encoded
+    return packed, hit, encoded
 
 
 def cached(known: Known) -> Response:
@@ -313,9 +314,12 @@ def _outwait(backend, mark, groups):
             return
 
 
-def _compressed(entry, encoding):
+def _packed(entry, encoding):
+    """(entry, whether it is compressed), if that is asked for and worth it."""
+    if encoding is None or len(entry) < compression.MIN_SIZE:
+        return entry, False
     head, _, body = entry.partition(b"\n")
-    return head + b"\n" + compression.COMPRESS[encoding](body)
+    return head + b"\n" + compression.COMPRESS[encoding](body), True
 
 
 def _made(known):

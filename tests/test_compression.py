@@ -52,6 +52,17 @@ def test_the_encoding_is_what_the_client_prefers(client, product, accept, encodi
         assert encoding is None or len(response.data) < len(plain.data) / 3
 
 
+def test_what_is_not_kept_is_packed_all_the_same(make_app, make_client, product):
+    uncached = make_client(make_app(CACHE_TYPE="NullCache"))
+    for path in (product, "products?limit=5"):
+        plain = uncached.get(path)
+        for encoding in ("br", "zstd", "gzip"):
+            response = packed(uncached, path, encoding)
+            assert response.headers["Content-Encoding"] == encoding
+            assert DECODE[encoding](response.data) == plain.data
+            assert response.headers["ETag"] == plain.headers["ETag"]
+
+
 def test_head_tells_of_the_packed_answer(client, product):
     for encoding in ("br", "zstd", "gzip"):
         get = packed(client, product, encoding)
