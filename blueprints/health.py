@@ -92,7 +92,7 @@ def _build(app):
     code = hashlib.sha256()
     for room in ("blueprints", "db", "extensions", "schemas", "sql"):
         for path in sorted((pathlib.Path(app.root_path) / room).rglob("*")):
-            if path.suffix in (".py", ".sql"):
+            if path.is_file() and path.suffix != ".pyc":
                 code.update(path.read_bytes())
     return {"build": code.hexdigest()[:12], "python": platform.python_version(),
             "schema": str(app.extensions["readiness"].known)}

@@ -13,8 +13,8 @@ from flask_caching.backends.base import BaseCache
 
 from extensions.http import compression
 from extensions.http.visit import Visit
-from extensions.limits import COUNT, Limit
-from extensions.redis_client import RedisClient
+from extensions.limits import Limit
+from extensions.redis_client import RedisClient, lua
 
 BUSY_SECONDS = 3.0  # how long others wait for the process that computes
 GROUP_SECONDS = 86400
@@ -25,82 +25,9 @@ MARK_SECONDS = 75
 EVERYTHING = "everything"
 LEASE_SECONDS = 1.0
 
-# Counts a visit, and looks up what it asks for.
-# KEYS: the count; then, where an entry is asked for: lock, compressed form, entry, groups...
-# ARGV: window in ms (0: not counted), limit, a new word, its life in s, the lock's life in ms (0:
-# no lock), the lease in ms
-# Returns count, time left; then generation ('' while a group is marked), what was found (1 or 2,
-# 0: compute it, -1: somebody does), the entry
-ENTER = COUNT + """
-local counted, left, at = 0, 0, 1
-if ARGV[1] ~= '0' then
-    counted, left = count(KEYS[1], ARGV[1])
-    if counted > tonumber(ARGV[2]) then return {counted, left} end
-    at = 2
-end
-if not KEYS[at] then return {counted, left} end
-local words = redis.call('MGET', unpack(KEYS, at + 3))
-for i, word in ipairs(words) do
-    local group = KEYS[at + 2 + i]
-    if not word then
-        word = ARGV[3]
-        redis.call('SET', group, word, 'EX', ARGV[4])
-        words[i] = word
-    elseif string.byte(word) == 33 then
-        return {counted, left, '', 0}
-    end
-end
-redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
-local generation = table.concat(words, ',')
-for i, entry in ipairs(redis.call('MGET', KEYS[at + 1], KEYS[at + 2])) do
-    if entry and string.sub(entry, 1, #generation + 1) == generation .. '|' then
-        return {counted, left, generation, i, string.sub(entry, #generation + 2)}
-    end
-end
-if ARGV[5] == '0' or redis.call('SET', KEYS[at], '1', 'NX', 'PX', ARGV[5]) then
-    return {counted, left, generation, 0}
-end
-return {counted, left, generation, -1}
-"""
-
-# KEYS: lock or an entry, entries... ARGV: their life in seconds, whether the first is a lock,
-# their contents...
-STORE = """
-local at = 1
-if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) at = 2 end
-for i = at, #KEYS do redis.call('SET', KEYS[i], ARGV[i - at + 3], 'EX', ARGV[1]) end
-"""
-
-# A marked group is '!' and its writers, each with the time in ms at which its mark runs out.
-MARKS = """
-local time = redis.call('TIME')
-local now, writer, life = time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1], tonumber(ARGV[2])
-for i, word in ipairs(redis.call('MGET', unpack(KEYS))) do
-    local marks, last = '', 0
-    if word and string.byte(word) == 33 then
-        for other, ends in string.gmatch(word, '(%w+)=(%d+);') do
-            ends = tonumber(ends)
-            if ends > now and other ~= writer then
-                marks, last = marks .. string.format('%s=%.0f;', other, ends), math.max(last, ends)
-            end
-        end
-    end
-"""
-# KEYS: groups... ARGV: the writer, the mark's life in ms
-MARK = MARKS + """
-    marks = marks .. string.format('%s=%.0f;', writer, now + life)
-    redis.call('SET', KEYS[i], '!' .. marks, 'PX', math.max(life, last - now))
-end
-"""
-# KEYS: groups... ARGV: the writer, 0, a new word, its life in seconds
-RENEW = MARKS + """
-    if marks == '' then
-        redis.call('SET', KEYS[i], ARGV[3], 'EX', ARGV[4])
-    else
-        redis.call('SET', KEYS[i], '!' .. marks, 'PX', last - now)
-    end
-end
-"""
+ENTER = lua("count", "enter")
+STORE = lua("store")
+MARK, RENEW = lua("marks", "mark"), lua("marks", "renew")
 KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])"
 
 
@@ -188,7 +115,7 @@ class RedisBackend(BaseCache):
 
     def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
         self.redis.script(RENEW, self._groups(groups),
-                          [mark or "", 0, _new_generation(), GROUP_SECONDS])
+                          [mark or "", _new_generation(), GROUP_SECONDS])
 
     def _groups(self, groups):
         key = self.redis.key

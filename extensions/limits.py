@@ -18,20 +18,9 @@ from limits.storage import MemoryStorage, Storage
 from extensions.http import metrics
 from extensions.http.errors import Problem
 from extensions.http.visit import Pairs, Visit, visit
-from extensions.redis_client import RedisClient, client
+from extensions.redis_client import RedisClient, client, lua
 
-# Count and remaining life in one answer. A key that has no end, for whatever reason, gets one.
-COUNT = """
-local function count(key, window)
-    local counted, left = redis.call('INCRBY', key, 1), redis.call('PTTL', key)
-    if left < 0 then
-        redis.call('PEXPIRE', key, window)
-        left = tonumber(window)
-    end
-    return counted, left
-end
-"""
-_COUNT = COUNT + "return {count(KEYS[1], ARGV[1])}"
+HIT = lua("count", "hit")
 
 
 class Counters(Storage):
@@ -49,7 +38,7 @@ class Counters(Storage):
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         try:
-            counted = client().script(_COUNT, [client().key(key)], [expiry * 1000])
+            counted = client().script(HIT, [client().key(key)], [expiry * 1000])
         except RedisClient.Away:
             counted = self.incr_here(key, expiry)
         visit().counted = counted
@@ -98,7 +87,7 @@ class Limit:
 
     def count_all(self, visits: list[Visit]) -> list:
         """[(count, milliseconds left)] of visits, with one call to Redis."""
-        return self._redis.scripts(_COUNT, [([self.key(v)], [self.seconds * 1000]) for v in visits])
+        return self._redis.scripts(HIT, [([self.key(v)], [self.seconds * 1000]) for v in visits])
 
     def count_here(self, visit: Visit) -> tuple[int, float]:
         """(count, milliseconds left) in this process, for as long as Redis is away."""

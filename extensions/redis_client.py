@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import os
+import pathlib
 import re
 import threading
 import time
@@ -23,6 +24,12 @@ TIMEOUT = 0.1  # seconds that one call may take
 BEAT = 0.25  # seconds between two heartbeats
 _PAST = re.compile(rb"master_replid:(\w+)")
 _ANOTHER = b"another"  # than any server's
+
+
+def lua(*names: str) -> str:
+    """The source of a script: files of ``lua/``, one behind the other."""
+    folder = pathlib.Path(__file__).with_name("lua")
+    return "".join((folder / f"{name}.lua").read_text() for name in names)
 
 
 @functools.cache

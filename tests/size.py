@@ -44,23 +44,30 @@ def python_lines(text):
     return len(lines)
 
 
-def sql_lines(text):
+def other_lines(text):
+    """How many lines of SQL or Lua have code."""
     return sum(1 for line in text.splitlines() if line.strip() and not re.match(r"\s*--", line))
 
 
-def sizes():
-    """Lines of Python by room, and of SQL by kind."""
-    python = Counter()
+def python_sizes():
+    """Lines of Python by room."""
+    found = Counter()
     for path, room in sources():
-        python[room] += python_lines(path.read_text())
-    sql = Counter()
-    for path in (ROOT / "sql").rglob("*.sql"):
-        sql[path.parent.name] += sql_lines(path.read_text())
-    return python, sql
+        found[room] += python_lines(path.read_text())
+    return found
+
+
+def other_sizes(top, kind):
+    """Lines of the SQL or Lua below a folder, by the folder that they are in."""
+    found = Counter()
+    for path in (ROOT / top).rglob(f"*.{kind}"):
+        found[path.parent.name] += other_lines(path.read_text())
+    return found
 
 
 if __name__ == "__main__":
-    for kind, found in zip(("Python", "SQL"), sizes(), strict=True):
+    for kind, found in (("Python", python_sizes()), ("SQL", other_sizes("sql", "sql")),
+                        ("Lua", other_sizes("extensions", "lua"))):
         print(f"{kind:24} {sum(found.values()):6}")
         for room, lines in found.items():
             print(f"  {room or 'top level':22} {lines:6}")
