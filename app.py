@@ -11,7 +11,7 @@ import db
 from blueprints import cli, cli_catalogue, cli_db, health
 from blueprints.v1 import reports
 from extensions import cache, jwt, limits, redis_client, settings
-from extensions.behind import mail, upkeep
+from extensions.behind import upkeep
 from extensions.front import door
 from extensions.http import arguments, compression, errors, logs, metrics
 
@@ -35,7 +35,7 @@ def create_app(**overrides: Any) -> Flask:
     app.config.update(settings.read(**overrides))
     app.json.sort_keys = False  # type: ignore[attr-defined] # as Flask's own provider has it
     for part in (logs, errors, redis_client, limits, arguments, compression, cache, door, db,
-                 jwt, mail, upkeep, metrics, reports, health, blueprints, cli_db, cli,
+                 jwt, upkeep, metrics, reports, health, blueprints, cli_db, cli,
                  cli_catalogue):
         part.init_app(app)
     return app

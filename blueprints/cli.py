@@ -8,6 +8,7 @@ import db
 from blueprints.cli_db import Commands
 from blueprints.v1.users import locked
 from extensions import passwords
+from extensions.behind.mail import send_due
 from extensions.http.errors import Problem
 from extensions.http.logs import security
 from schemas.users import NewUser
@@ -131,7 +132,7 @@ def revoke(email: str, session: int | None) -> None:
 @mail.command(epilog="Example: flask mail send")
 def send() -> None:
     """Send what is due in the queue."""
-    sent, failed = current_app.extensions["mail"].send_due()
+    sent, failed = send_due(current_app)
     click.echo(f"{sent} sent, {failed} failed.")
     if failed:
         raise SystemExit(1)

@@ -12,6 +12,7 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from extensions.behind import upkeep
+from extensions.behind.mail import send_due
 from tests.conftest import PASSWORD, Client, execute, register, unique
 
 NEW_PASSWORD = "another long walk"
@@ -44,7 +45,7 @@ class Shop:
 
     def send(self):
         """Send what is due, and wait for what the app's own thread is just sending."""
-        self.app.extensions["mail"].send_due()
+        send_due(self.app)
         wait_until(lambda: self.sql("SELECT count(*) FROM mails WHERE due_at <= now() "
                                     "OR attempts = 1") == [(0,)])
 
@@ -169,13 +170,13 @@ def test_a_mail_that_a_server_refuses_is_sent_when_it_recovers(make_shop, inbox)
     wait_until(lambda: inbox.refused == 1)
     wait_until(lambda: shop.sql("SELECT attempts, due_at > now() + interval '20 s', "
                                 "due_at < now() + interval '40 s' FROM mails") == [(1, True, True)])
-    assert shop.app.extensions["mail"].send_due() == (0, 0)
+    assert send_due(shop.app) == (0, 0)
     make_due(shop)
-    assert shop.app.extensions["mail"].send_due() == (0, 1)
+    assert send_due(shop.app) == (0, 1)
     assert shop.sql("SELECT attempts, due_at > now() + interval '50 s' FROM mails") == [(2, True)]
     inbox.refusing = False
     make_due(shop)
-    assert shop.app.extensions["mail"].send_due() == (1, 0)
+    assert send_due(shop.app) == (1, 0)
     assert shop.sql("SELECT count(*) FROM mails") == [(0,)]
     [(_, recipients, mail)] = inbox.mails
     assert recipients == [person.email]
@@ -197,7 +198,7 @@ def test_a_mail_that_can_not_be_written_does_not_hold_up_others(shop, person):
     shop.sql("""INSERT INTO mails (purpose, email, due_at) VALUES
                 ('verify', E'"a\\x0bb"@example.com', now() - interval '1 day')""")
     shop.forget(person.email)
-    shop.app.extensions["mail"].send_due()
+    send_due(shop.app)
     wait_until(lambda: shop.sql(f"SELECT 1 FROM mails WHERE email = '{person.email}'") == [])
     shop.sql("DELETE FROM mails")
     assert len(shop.mails(person.email, "reset")) == 1

@@ -6,7 +6,7 @@ from flask.views import MethodView
 
 import db
 from extensions import jwt, limits, passwords
-from extensions.behind.mail import Mail, token_hash
+from extensions.behind import mail
 from extensions.http import logs
 from extensions.http.answers import SECRET, answer, nothing
 from extensions.http.arguments import Blueprint
@@ -52,8 +52,7 @@ class Register(MethodView):
                 conn, email=data["email"], name=data["name"], password_hash=password_hash
             )
             session = open_session(conn, user_id, password_hash)
-            mail().enqueue(conn, "verify", data["email"])
-        mail().wake()
+            mail.enqueue(conn, "verify", data["email"])
         logs.event("registered", user_id=user_id)
         return answer(session, 201, cache=SECRET,  # type: ignore[arg-type] # its user is new
                       headers={"Location": f"{api_root()}/users/{user_id}"})
@@ -205,8 +204,7 @@ class Forgot(MethodView):
     def post(self, data: dict) -> Response:
         """Have a link for a new password sent, if the address has an account"""
         with db.connection() as conn:
-            mail().enqueue(conn, "reset", data["email"])
-        mail().wake()
+            mail.enqueue(conn, "reset", data["email"])
         logs.event("password_forgotten", email=data["email"])
         return accepted()
 
@@ -258,8 +256,7 @@ class SendVerification(MethodView):
     def post(self) -> Response:
         """Send the mail that confirms the caller's address again"""
         with db.connection() as conn:
-            mail().enqueue(conn, "verify", g.caller["email"])
-        mail().wake()
+            mail.enqueue(conn, "verify", g.caller["email"])
         return accepted()
 
 
@@ -278,7 +275,7 @@ def open_session(conn: db.Connection, user_id: int, password_hash: str) -> str |
 
 def redeem(conn: db.Connection, token: str, purpose: str) -> dict:
     """The user of a mailed token, which is used up by this. 401 for any other token."""
-    user = queries.redeem(conn, token_hash=token_hash(token), purpose=purpose)
+    user = queries.redeem(conn, token_hash=mail.token_hash(token), purpose=purpose)
     if user is None:
         raise Problem("invalid_credentials", "The token is wrong, used or too old.")
     return user
@@ -326,10 +323,6 @@ def check_own_password(password: str, field: str) -> str:
     with db.reading() as conn:
         queries.forgive(conn, **attempt_from)
     return stored
-
-
-def mail() -> Mail:
-    return current_app.extensions["mail"]
 
 
 def api_root() -> str:

@@ -8,7 +8,8 @@ from flask.views import MethodView
 from werkzeug.http import http_date
 
 import db
-from blueprints.v1.auth import check_own_password, mail, new_hash
+from blueprints.v1.auth import check_own_password, new_hash
+from extensions.behind import mail
 from extensions.http import logs
 from extensions.http.answers import (
     answer,
@@ -142,9 +143,8 @@ def create(data: dict, shape: SimpleNamespace) -> tuple[int, str]:
             conn, email=data["email"], name=data["name"], role=data["role"],
             password_hash=password_hash,
         )
-        mail().enqueue(conn, "verify", data["email"])
+        mail.enqueue(conn, "verify", data["email"])
         text = shape.get(conn, id=user_id)
-    mail().wake()
     logs.event("user_created", user_id=user_id, role=data["role"], by=g.caller["id"])
     return user_id, text
 
@@ -178,10 +178,9 @@ def change(data: dict, user_id: int | str, shape: SimpleNamespace) -> str:
         queries.update(conn, **user | data | {"email_verified": verified})
         if moved:
             auth.void_mail_tokens(conn, user_id=user_id)
-            mail().enqueue(conn, "verify", data["email"])
+            mail.enqueue(conn, "verify", data["email"])
         text = shape.get(conn, id=user_id)
     if moved:
-        mail().wake()
         logs.event("email_changed", user_id=user_id, by=g.caller["id"])
     if data.get("role", user["role"]) != user["role"]:
         logs.event("role_changed", user_id=user_id, role=data["role"], by=g.caller["id"])

@@ -14,105 +14,75 @@ from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from urllib.parse import unquote, urlsplit
 
-from flask import Flask
+from flask import Flask, current_app
 
 import db
 
 log = logging.getLogger("shopfront.mail")
 queries = db.load("mail")
 
-MINUTES = {"reset": 30, "verify": 24 * 60}
-SUBJECTS = {"reset": "Reset your password", "verify": "Confirm your e-mail address"}
-TEMPLATES = {
-    "reset": """\
-Hello {name},
-
-somebody, most likely you, asked for a new password for your account.
-To choose one, use this link or token within {minutes} minutes:
-
-    {link}
-
-If it wasn't you, do nothing: your password stays as it is.
-""",
-    "verify": """\
-Hello {name},
-
-please confirm that this is your e-mail address with this link or token:
-
-    {link}
-
-If you have no account with us, ignore this mail.
-""",
-}
 SMTP_SECONDS = 10
+MINUTES = {"reset": 30, "verify": 24 * 60}
+PAGES = {"reset": "reset-password", "verify": "verify-email"}
+# The first line is the subject.
+TEMPLATES = {name: pathlib.Path(__file__).with_name(f"mail_{name}.txt").read_text()
+             for name in MINUTES}
 
 
-class Mail:
-    """The queue."""
+def enqueue(conn: db.Connection, purpose: str, email: str) -> None:
+    """Queue a mail in the caller's transaction; this process's upkeep sends it soon after that."""
+    queries.enqueue(conn, purpose=purpose, email=email)
+    wake = current_app.extensions["upkeep"].wake
+    conn.after.append(lambda known: wake())
 
-    def __init__(self, app: Flask) -> None:
-        self.app = app
 
-    def enqueue(self, conn: db.Connection, purpose: str, email: str) -> None:
-        """Queue a mail in the caller's transaction. Call ``wake`` after the commit."""
-        queries.enqueue(conn, purpose=purpose, email=email)
-
-    def wake(self) -> None:
-        """Have what is queued sent soon, by this process's upkeep."""
-        self.app.extensions["upkeep"].wake()
-
-    def send_due(self) -> tuple[int, int]:
-        """Send all that is due. Returns (sent, failed)."""
-        sent = failed = 0
-        database = self.app.extensions["db"]
-        while mail := self._take(database):
-            if mail["user_id"] is not None:
-                token = secrets.token_urlsafe(32)
-                with database.reading() as conn:
-                    queries.issue(
-                        conn, token_hash=token_hash(token), user_id=mail["user_id"],
-                        purpose=mail["purpose"], email=mail["email"],
-                        minutes=MINUTES[mail["purpose"]],
-                    )
-                try:
-                    self._send(mail, token)
-                    sent += 1
-                # ValueError: an address that no mail can have must not hold up the others.
-                except (OSError, smtplib.SMTPException, ValueError) as error:
-                    log.warning("mail %s not sent, will be tried again: %s", mail["id"],
-                                type(error).__name__)
-                    failed += 1
-                    continue
-            with database.reading() as conn:
-                queries.done(conn, id=mail["id"])
-        return sent, failed
-
-    def _take(self, database):
+def send_due(app: Flask) -> tuple[int, int]:
+    """Send all that is due. Returns (sent, failed)."""
+    sent = failed = 0
+    database = app.extensions["db"]
+    while True:
         with database.reading() as conn:
-            return queries.take(conn)
+            mail = queries.take(conn)
+        if mail is None:
+            return sent, failed
+        if mail["user_id"] is not None:
+            token, purpose = secrets.token_urlsafe(32), mail["purpose"]
+            with database.reading() as conn:
+                queries.issue(conn, token_hash=token_hash(token), user_id=mail["user_id"],
+                              purpose=purpose, email=mail["email"], minutes=MINUTES[purpose])
+            try:
+                send(app, mail, token)
+                sent += 1
+            # ValueError: an address that no mail can have must not hold up the others.
+            except (OSError, smtplib.SMTPException, ValueError) as error:
+                log.warning("mail %s not sent, will be tried again: %s", mail["id"],
+                            type(error).__name__)
+                failed += 1
+                continue
+        with database.reading() as conn:
+            queries.done(conn, id=mail["id"])
 
-    def _send(self, mail, token):
-        config = self.app.config
-        page = "reset-password" if mail["purpose"] == "reset" else "verify-email"
-        link = f"{config['PUBLIC_URL'].rstrip('/')}/{page}?token={token}"
-        message = EmailMessage()
-        message["From"], message["To"] = config["MAIL_FROM"], mail["email"]
-        message["Subject"] = SUBJECTS[mail["purpose"]]
-        message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="shopfront")
-        message.set_content(TEMPLATES[mail["purpose"]].format(
-            name=mail["name"], minutes=MINUTES[mail["purpose"]],
-            link=link if config["PUBLIC_URL"] else token,
-        ))
-        if config["APP_ENV"] == "production" and not config["SMTP_URL"]:
-            raise OSError("SMTP_URL is not set")  # a token is not left lying on the disk
-        if config["SMTP_URL"]:
-            deliver(config["SMTP_URL"], message)
-        else:
-            folder = pathlib.Path(self.app.instance_path) / "outbox"
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"{mail['id']:06d}-{mail['purpose']}.eml"
-            file.write_bytes(bytes(message))
-            log.info("no SMTP_URL: the mail is in %s", file)
+
+def send(app: Flask, mail: dict, token: str) -> None:
+    """Send a mail of the queue, ``{id, purpose, email, name}``, now: by SMTP, or to the outbox."""
+    config, purpose = app.config, mail["purpose"]
+    link = f"{config['PUBLIC_URL'].rstrip('/')}/{PAGES[purpose]}?token={token}"
+    subject, _, text = TEMPLATES[purpose].partition("\n\n")
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = config["MAIL_FROM"], mail["email"], subject
+    message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="shopfront")
+    message.set_content(text.format(name=mail["name"], minutes=MINUTES[purpose],
+                                    link=link if config["PUBLIC_URL"] else token))
+    if config["SMTP_URL"]:
+        deliver(config["SMTP_URL"], message)
+    elif config["APP_ENV"] == "production":
+        raise OSError("SMTP_URL is not set")  # a token is not left lying on the disk
+    else:
+        folder = pathlib.Path(app.instance_path) / "outbox"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{mail['id']:06d}-{purpose}.eml"
+        file.write_bytes(bytes(message))
+        log.info("no SMTP_URL: the mail is in %s", file)
 
 
 def deliver(url: str, message: EmailMessage) -> None:
@@ -138,7 +108,3 @@ def deliver(url: str, message: EmailMessage) -> None:
 def token_hash(token: str) -> bytes:
     """What is stored of a token. It has 256 random bits, so a plain hash can't be searched."""
     return hashlib.sha256(token.encode()).digest()
-
-
-def init_app(app: Flask) -> None:
-    app.extensions["mail"] = Mail(app)

@@ -12,6 +12,7 @@ import psycopg_pool
 from flask import Flask
 
 import db
+from extensions.behind import mail
 
 log = logging.getLogger("shopfront.upkeep")
 queries = db.load("upkeep")
@@ -46,7 +47,7 @@ class Upkeep:
             self._wake.wait(timeout=SECONDS / 2)
             self._wake.clear()
             try:
-                self._app.extensions["mail"].send_due()
+                mail.send_due(self._app)
                 if self._chores and time.monotonic() > next_chores:
                     next_chores = time.monotonic() + SECONDS
                     tidy(self._app)
