@@ -1,15 +1,13 @@
 """``flask users`` and ``flask mail``: what an operator does without the API."""
 import click
-import psycopg
 from flask import Flask, current_app
-from marshmallow import ValidationError
 
 import db
 from blueprints.cli_db import Commands
+from blueprints.v1.auth import new_hash
 from blueprints.v1.users import locked
-from extensions import passwords
 from extensions.behind.mail import send_due
-from extensions.http.errors import Problem
+from extensions.http.arguments import load
 from extensions.http.logs import security
 from schemas.users import NewUser
 
@@ -43,20 +41,10 @@ def note(name: str, **facts: object) -> None:
 def create(email: str, name: str, admin: bool, password: str) -> None:
     """Create a user whose address needs no confirmation."""
     role = "admin" if admin else "user"
-    try:
-        data = NewUser().load(
-            {"email": email, "name": name, "password": password, "role": role}
-        )
-    except ValidationError as error:
-        raise click.ClickException("; ".join(
-            f"{field}: {' '.join(messages)}" for field, messages in error.messages_dict.items()
-        )) from None
+    data = load(NewUser(), {"email": email, "name": name, "password": password, "role": role})
+    password_hash = new_hash(data.pop("password"), data["email"])
     with db.connection() as conn:
-        data["password_hash"] = acceptable(data.pop("password"), data["email"])
-        try:
-            user_id = accounts.insert(conn, **data)
-        except psycopg.errors.UniqueViolation:
-            raise click.ClickException("Another account has this address.") from None
+        user_id = accounts.insert(conn, password_hash=password_hash, **data)
     note("user_created", user_id=user_id, role=role)
     click.echo(f"Created {role} {user_id}, {data['email']}.")
 
@@ -92,11 +80,11 @@ def demote(email: str) -> None:
 @click.password_option(help="Asked for where it isn't given.")
 def password_(email: str, password: str) -> None:
     """Set a user's password; every session ends."""
+    password = load(NewUser(only=["password"]), {"password": password})["password"]
+    password_hash = new_hash(password, email.strip())
     with db.connection() as conn:
         user_id = find(conn, email)
-        accounts.set_password(
-            conn, id=user_id, password_hash=acceptable(password, email.strip().lower())
-        )
+        accounts.set_password(conn, id=user_id, password_hash=password_hash)
         auth.close_all(conn, user_id=user_id, keep=None)
         auth.void_mail_tokens(conn, user_id=user_id)
     note("password_changed", user_id=user_id)
@@ -141,22 +129,7 @@ def send() -> None:
 def set_role(email: str, role: str) -> None:
     with db.connection() as conn:
         user_id = find(conn, email)
-        try:
-            locked(conn, user_id, demotes=role == "user")
-        except Problem as problem:
-            # It has no detail where the account is gone since it was found.
-            raise click.ClickException(
-                problem.detail or f"No account has the address {email}.") from None
+        locked(conn, user_id, demotes=role == "user")
         accounts.set_role(conn, id=user_id, role=role)
     note("role_changed", user_id=user_id, role=role)
     click.echo(f"{email} is {role} now.")
-
-
-def acceptable(password: str, email: str) -> str:
-    """The hash of a password that meets the rules; one clear line for one that doesn't."""
-    password = passwords.normalise(password)
-    if not 8 <= len(password) <= 128:
-        raise click.ClickException("The password must have 8 to 128 characters.")
-    if weakness := passwords.weakness(password, email):
-        raise click.ClickException(weakness)
-    return passwords.hashed(password)

@@ -12,10 +12,12 @@ import db
 from db import backup, migrations
 from db.seed import DEMO, PASSWORD, NotEmpty, seed
 from extensions import cache
+from extensions.http.errors import Problem, problem_of
+from schemas.problems import PROBLEMS
 
 
 class Commands(AppGroup):
-    """Commands whose trouble with the database is one clear line."""
+    """Commands whose trouble, with the database or with what they are given, is one clear line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -23,6 +25,11 @@ class Commands(AppGroup):
         except (migrations.MigrationError, backup.BackupError, OSError,
                 psycopg.OperationalError) as error:
             raise click.ClickException(str(error)) from None
+        except (Problem, psycopg.IntegrityError) as error:
+            problem = problem_of(error)
+            raise click.ClickException(
+                "; ".join(f"{field}: {message}" for field, _, message in problem.details)
+                or problem.detail or f"{PROBLEMS[problem.code][1]}.") from None
         except psycopg.errors.UndefinedTable:
             raise click.ClickException(
                 "There is no schema yet. `flask db upgrade` makes it."

@@ -36,30 +36,32 @@ _begin()
 os.register_at_fork(after_in_child=_begin)  # threads don't come along
 
 
-def normalise(password: str) -> str:
-    return unicodedata.normalize("NFC", password)
-
-
 def weakness(password: str, email: str | None = None) -> str | None:
-    """Why a normalised password won't do, or None."""
-    if password.lower() in COMMON:
+    """Why a password won't do, or None."""
+    word = _normal(password).lower()
+    if word in COMMON:
         return "This password is among the most common ones."
-    if email and password.lower() in (email.lower(), email.lower().partition("@")[0]):
+    if email and word in (email.lower(), email.lower().partition("@")[0]):
         return "The password must not be the e-mail address."
     return None
 
 
 def hashed(password: str) -> str:
-    return _hashing.submit(hasher.hash, password).result()
+    return _hashing.submit(hasher.hash, _normal(password)).result()
 
 
 def matches(password: str, password_hash: str | None) -> bool:
     """Whether a password is the right one. Takes the same time whatever it is."""
     try:
-        right = _hashing.submit(hasher.verify, password_hash or NOBODY, password).result()
+        right = _hashing.submit(
+            hasher.verify, password_hash or NOBODY, _normal(password)).result()
     except (VerificationError, InvalidHashError):
         return False
     return right and password_hash is not None
+
+
+def _normal(password):
+    return unicodedata.normalize("NFC", password)
 
 
 def outdated(password_hash: str) -> bool:

@@ -424,7 +424,7 @@ def test_a_bad_name_is_refused(run):
 
 def test_a_taken_address_is_refused(run, user):
     assert refuse(run("users", "create", user.email.upper(), "--password", PASSWORD)) == \
-        "Another account has this address."
+        "E-mail address taken."
 
 
 def test_the_list_shows_who_there_is(run, user, admin):

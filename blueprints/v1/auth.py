@@ -75,8 +75,7 @@ class LogIn(MethodView):
         count_attempt(attempt_from)
         with db.reading() as conn:
             user = queries.credentials(conn, email=data["email"])
-        password = passwords.normalise(data["password"])
-        stored = user and user["password_hash"]
+        password, stored = data["password"], user and user["password_hash"]
         if not passwords.matches(password, stored):
             logs.event("login_failed", email=data["email"])
             raise Problem("invalid_credentials")
@@ -221,8 +220,7 @@ class ResetPassword(MethodView):
         fresh = new_hash(data["password"])
         with db.connection() as conn:
             user = redeem(conn, data["token"], "reset")
-            if weakness := passwords.weakness(passwords.normalise(data["password"]),
-                                              user["email"]):
+            if weakness := passwords.weakness(data["password"], user["email"]):
                 raise invalid("password", weakness)  # which leaves the token unused
             queries.reset_password(conn, user_id=user["id"], new=fresh)
             queries.close_all(conn, user_id=user["id"], keep=None)
@@ -283,7 +281,6 @@ def redeem(conn: db.Connection, token: str, purpose: str) -> dict:
 
 def new_hash(password: str, email: str | None = None, field: str = "password") -> str:
     """The hash of a password to be set. 422 if it is too common, or the address."""
-    password = passwords.normalise(password)
     if weakness := passwords.weakness(password, email):
         raise invalid(field, weakness)
     return passwords.hashed(password)
@@ -317,7 +314,7 @@ def check_own_password(password: str, field: str) -> str:
     if user is None:  # deleted since the token was looked at
         raise Problem("token_revoked")
     stored = user["password_hash"]
-    if not passwords.matches(passwords.normalise(password), stored):
+    if not passwords.matches(password, stored):
         logs.event("password_check_failed", user_id=g.caller["id"])
         raise Problem("invalid_credentials", f"{field} is not the account's password.")
     with db.reading() as conn:

@@ -69,7 +69,7 @@ class Arguments:
         def read():
             if location == "query":
                 return dict(parsed(request.query_string))
-            return load(schema, body(schema), location)
+            return load(schema, body(schema))
 
         def decorate(view):
             @functools.wraps(view)
@@ -83,12 +83,11 @@ class Blueprint(flask_smorest.Blueprint):
     ARGUMENTS_PARSER = Arguments()
 
 
-def load(schema: Schema, data: Any, location: str) -> dict:
+def load(schema: Schema, data: Any, where: str = "body") -> dict:
     """``schema.load`` that raises a Problem naming every field that is not valid."""
     try:
         return schema.load(data, unknown=RAISE)
     except ValidationError as error:
-        where = "query" if location == "query" else "body"
         details = list(_flatten(error.normalized_messages(), where))
         count = "1 field is" if len(details) == 1 else f"{len(details)} fields are"
         raise Problem("validation_failed", f"{count} not valid.", details) from None
