@@ -191,7 +191,6 @@ class Client:
         )
         self.contract.check(method, path.partition("?")[0], response.status_code,
                             response.headers, response.get_data())
-        response.close()
         return response
 
     def get(self, path, **kwargs):

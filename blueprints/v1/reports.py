@@ -48,14 +48,17 @@ class Transactions(MethodView):
         if not slots.acquire(blocking=False):
             raise Problem("unavailable", "As many reports as may run at once are running.",
                           headers={"Retry-After": "5"})
-        with contextlib.ExitStack() as held:
-            held.callback(slots.release)
+        held = contextlib.ExitStack()
+        held.callback(slots.release)
+        try:
             size, blocks = begin(held, kind, query)
-            # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
-            response = Response(itertools.chain(blocks), content_type=TYPES[kind] + (
-                "; charset=utf-8; header=present" if kind == "csv" else ""))
-            # By the server at the end of the response, however that comes.
-            response.call_on_close(held.pop_all().close)
+        except BaseException:
+            held.close()
+            raise
+        # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
+        response = Response(itertools.chain(blocks, leaving(held)), content_type=TYPES[kind] + (
+            "; charset=utf-8; header=present" if kind == "csv" else ""))
+        response.call_on_close(held.close)  # for who goes before the end
         name = f"transactions_{query['start_date']:%Y-%m-%d}_{query['end_date']:%Y-%m-%d}.{kind}"
         response.headers.update({
             "Content-Disposition": f'attachment; filename="{name}"',
@@ -64,6 +67,8 @@ class Transactions(MethodView):
         })
         if client := request.environ.get("gunicorn.socket"):
             client.settimeout(STALL_SECONDS)
+        if request.method == "HEAD":
+            held.close()
         return response
 
 
@@ -89,7 +94,7 @@ def accepted() -> str:
 
 
 def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, Iterator[bytes]]:
-    """({rows, amount}, blocks) of a report, out of one snapshot, which ``held`` has until it ends.
+    """({rows, amount}, blocks) of a report, out of one snapshot, which ``held`` keeps.
 
     The blocks come out of COPY, read as fast as the client takes them.
     """
@@ -106,6 +111,12 @@ def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, It
             blocks.close()
     held.callback(leave)
     return size, blocks
+
+
+def leaving(held: contextlib.ExitStack) -> Iterator[bytes]:
+    """No block, but the end: gives back what is held."""
+    held.close()
+    yield from ()
 
 
 def sums(conn: db.Connection, group_by: str, **window: datetime) -> str:
