@@ -83,11 +83,13 @@ def browser():
 
 
 class Page:
-    """The docs page in a browser."""
+    """The docs page in a browser: loaded, unless the test before has left it there."""
 
     def __init__(self, browser, base, version):
         self.browser, self.base, self.version = browser, base, version
-        browser.get(f"{base}/api/{version}/docs")
+        url = f"{base}/api/{version}/docs"
+        if browser.current_url.partition("#")[0] != url:
+            browser.get(url)
         self.find(".opblock")
 
     def find(self, css, within=None):
@@ -102,11 +104,16 @@ class Page:
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         self.browser.execute_script("arguments[0].click()", element)
 
-    def try_out(self, name, body=None):
-        """(status, body text) of an operation, executed on the page."""
+    def expand(self, name):
+        """The block of an operation, with all that it tells."""
         block = self.find(f"#operations-{name}")
         if not block.find_elements(By.CSS_SELECTOR, ".try-out__btn"):
             self.click(".opblock-summary-control", block)
+        return block
+
+    def try_out(self, name, body=None):
+        """(status, body text) of an operation, executed on the page."""
+        block = self.expand(name)
         if not block.find_elements(By.CSS_SELECTOR, ".execute"):
             self.click(".try-out__btn", block)
         if body is not None:
@@ -202,7 +209,7 @@ def screen(browser):
 
 def test_the_page_fits_its_window(browser, server, screen):
     page = Page(browser, server.base, "v1")
-    page.click("#operations-products-listProducts button")
+    page.expand("products-listProducts")
     for width in (1280, 390):
         screen(width)
         if width < 500:
@@ -267,7 +274,7 @@ def test_a_link_into_the_page_leads_there(browser, server, screen, width, link, 
 
 
 def test_the_page_is_as_dark_as_its_reader_wants(browser, server, screen):
-    Page(browser, server.base, "v1").click("#operations-auth-logIn button")
+    Page(browser, server.base, "v1").expand("auth-logIn")
     texts = [".contents a", ".swagger-ui .info h2", ".swagger-ui .info pre > code", ".opblock-tag",
              ".opblock-summary-path", "table.headers td"]
     for scheme in ("dark", "light", "dark"):
