@@ -82,10 +82,12 @@ def followed(copy_of_project):
     return copy_of_project
 
 
-def test_whoever_follows_the_example_has_a_resource_that_passes(followed):
+def test_whoever_follows_the_example_has_a_resource_that_passes(followed, servers):
     run(followed, "-m", "ruff", "check", "--no-cache", ".")
     run(followed, "-c", RUN, "-n", "0", "-p", "no:cacheprovider", "-m", "not long", "-k", NOT,
-        *(f"tests/{guard}" for guard in GUARDS), MYPY_CACHE_DIR=str(ROOT / ".mypy_cache"))
+        *(f"tests/{guard}" for guard in GUARDS), MYPY_CACHE_DIR=str(ROOT / ".mypy_cache"),
+        TEST_DATABASE_URL=servers[0], TEST_REDIS_URL=servers[1],
+        PYTEST_XDIST_WORKER="gw9")  # whose numbered database of Redis no worker of ours has
 
 
 @pytest.mark.parametrize(("script", "word"), list(zip(
