@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class Shop(Flask):
-    """Flask, for views that are synchronous and may be run again."""
+    """Flask for synchronous views, which may run again after a database error."""
 
     def ensure_sync(self, func: Callable) -> Callable:
         return func
@@ -33,7 +33,7 @@ def create_app(**overrides: Any) -> Flask:
     folder = overrides.pop("instance_path", ROOT / "instance")
     app = Shop("shopfront", root_path=str(ROOT), instance_path=str(folder), static_folder=None)
     app.config.update(settings.read(**overrides))
-    app.json.sort_keys = False  # type: ignore[attr-defined] # as Flask's own provider has it
+    app.json.sort_keys = False  # type: ignore[attr-defined] # an attribute of Flask's own provider
     for part in (logs, errors, redis_client, limits, arguments, compression, cache, door, db,
                  jwt, upkeep, metrics, reports, health, blueprints, cli_db, cli,
                  cli_catalogue):

@@ -28,16 +28,16 @@ except settings.SettingsError as error:
     raise SystemExit(str(error)) from None
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["WEB_THREADS"]
-# Loaded once, shared by the workers' memory; nothing in it holds a connection yet.
+# The app is loaded once, in memory that the workers share; it holds no connection yet.
 preload_app = True
-http_parser = "python"  # gunicorn's C parser, where one is installed, has no bounds of ours
-forwarder_headers = ""  # no header moves SCRIPT_NAME, whoever sends it
+http_parser = "python"  # gunicorn's C parser, if installed, doesn't apply our limits
+forwarder_headers = ""  # no header can set SCRIPT_NAME, whoever sends it
 keepalive = 15
 timeout = 60
 graceful_timeout = 30 + _settings["DRAIN_SECONDS"]
-# The control socket has one path for every instance of a user.
+# All gunicorn instances of a user would share one control socket path.
 control_socket_disable = True
-# Heartbeats are file times: on a disk they would wait for the disk.
+# A heartbeat updates a file's times: on a disk it could block on I/O.
 _memory = "/dev/shm"  # nosec B108 # gunicorn makes its files there by mkstemp
 worker_tmp_dir = _memory if os.path.isdir(_memory) else None
 loglevel = "warning"
@@ -55,7 +55,7 @@ def _locked(folder):
 
 
 def _metrics_folder():
-    """A new folder for the figures of all workers. Those of masters that were killed go."""
+    """A new folder for all workers' metrics. Removes those that killed masters left behind."""
     shared = pathlib.Path(tempfile.gettempdir())
     for old in shared.glob("shopfront-metrics-[0-9]*-*"):
         with contextlib.suppress(OSError):  # in use, or somebody else's
@@ -68,15 +68,15 @@ def _metrics_folder():
     return str(new.rename(folder))
 
 
-# Set already: by the operator, or before this file is read again.
+# It is already set if the operator did so, or if this file is read again.
 if _settings["METRICS_TOKEN"] and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics_folder()
 
 
 def on_starting(server: Arbiter) -> None:
-    """Before the first worker: in development the schema, and without a database a demo shop.
+    """Before the first worker: in development, migrate, and seed an empty embedded database.
 
-    What is in the way is one sentence, and exit code 1.
+    Whatever prevents the start is reported in one sentence, with exit code 1.
     """
     if not server.LISTENERS and not server.master_pid and "LISTEN_FDS" not in os.environ:
         for address in server.address:
@@ -94,7 +94,7 @@ def on_starting(server: Arbiter) -> None:
 
 
 def refuse_taken(address: object) -> None:
-    """gunicorn itself would try again for five seconds, and say so six times."""
+    """Exit if an address is taken: gunicorn would retry for five seconds and log six errors."""
     if not isinstance(address, tuple):
         return
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -121,18 +121,18 @@ def prepare(app: Flask) -> None:
         _first.append(f"Data: {app.instance_path}")
 
 
-_first: list[str] = []  # what a first start says beside where the docs are
+_first: list[str] = []  # what the first start prints besides the docs' URL
 
 
 def when_ready(server: Arbiter) -> None:
     where = next((f"http://{host}:{port}" for host, port in
                   (a[:2] for a in server.address if isinstance(a, tuple))), "the socket")
     print(f"Shopfront is ready. Docs: {where}/api/v1/docs", *_first, sep="\n", flush=True)
-    gc.freeze()  # what exists by now stays, on pages that the workers share
+    gc.freeze()  # the GC skips what exists now, so its pages stay shared by workers
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
-    """Give a worker the least number that no living one has."""
+    """Give a worker the lowest number that no live worker has."""
     taken = {other.number for other in server.WORKERS.values()}
     worker.number = next(number for number in itertools.count(1) if number not in taken)
 
@@ -143,7 +143,7 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 
 def process_of(worker: Worker) -> str:
-    """By which name a worker counts."""
+    """The name under which a worker's metrics count."""
     return f"{worker.ppid}-{worker.number}"
 
 

@@ -1,4 +1,4 @@
-"""The documents of the API, for programs and for people, and the way to them."""
+"""The API's documentation, for programs and for people, and the links to it."""
 import hashlib
 import re
 from importlib.util import find_spec
@@ -26,11 +26,11 @@ from schemas.problems import PROBLEMS
 
 blp = Blueprint("docs", __name__)
 OWN = Path(__file__).with_name("docs_page")
-_swagger: Any = find_spec("flask_swagger_ui")  # which is installed with us
+_swagger: Any = find_spec("flask_swagger_ui")  # a dependency, so never None
 SWAGGER = Path(_swagger.origin).parent / "dist"
 ASSETS = {"swagger-ui.css": SWAGGER, "swagger-ui-bundle.js": SWAGGER, "favicon-32x32.png": SWAGGER,
           "page.js": OWN, "page.css": OWN}
-# Each is in its file's URL, so that no page gets the file of another release out of a cache.
+# A part of each file's URL, so that no page gets another release's file from a cache.
 HASHES = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
           for name, folder in ASSETS.items()}
 PAGE = re.sub('(?<="/docs/)[^"]+', lambda name: f"{name[0]}?v={HASHES[name[0]]}",

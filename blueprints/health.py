@@ -1,4 +1,4 @@
-"""Whether the shop is well: for load balancers, for Prometheus and for people."""
+"""Health checks and metrics, for load balancers, for Prometheus and for people."""
 import contextlib
 import hashlib
 import hmac
@@ -88,7 +88,7 @@ def show_metrics() -> Response:
 
 
 def _build(app):
-    """Which code this is: nodes that run the same say the same."""
+    """Identifies the running code: nodes with the same code report the same."""
     code = hashlib.sha256()
     for room in ("blueprints", "db", "extensions", "schemas", "sql"):
         for path in sorted((pathlib.Path(app.root_path) / room).rglob("*")):
@@ -99,7 +99,7 @@ def _build(app):
 
 
 class Readiness:
-    """Asks the database in a thread of its own, so that a frozen one costs no more than 0.8 s."""
+    """Checks the database in its own thread, so that a hung one costs no more than 0.8 s."""
 
     def __init__(self, app: Flask) -> None:
         self._database, self._lock = app.extensions["db"], threading.Lock()
@@ -107,7 +107,7 @@ class Readiness:
         self._running: Future[str] | None = None
 
     def ask(self) -> str:
-        """``ok``, or what is wrong. Who comes while another asks gets the same answer."""
+        """``ok``, or what is wrong. Callers share the result of a check that is running."""
         with self._lock:
             running = self._running
             if running is None or running.done():
@@ -127,7 +127,7 @@ class Readiness:
         try:
             with self._database.reading() as conn:
                 applied = queries.version(conn)
-            # A newer schema is that of a release which is under way.
+            # A newer schema belongs to a release that is being rolled out.
             state = "ok" if (applied or 0) >= self.known else BEHIND
         except psycopg.errors.UndefinedTable:
             state = BEHIND

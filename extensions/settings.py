@@ -1,4 +1,4 @@
-"""Settings: read once from the environment, checked together, refused together."""
+"""Settings: read once from the environment, validated, with one error for all that is wrong."""
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -66,7 +66,7 @@ def mail_server(value: str) -> str:
         parts = urlsplit(value)
         if not value or (parts.scheme in ("smtp", "smtps") and parts.hostname and parts.port != 0):
             return value
-    except ValueError:  # what stands in place of a port may be part of the password: it isn't shown
+    except ValueError:  # not shown: a malformed port may be part of the password
         pass
     raise ValueError("must look like smtp://user:password@host:587 or smtps://host:465")
 
@@ -143,7 +143,7 @@ SETTINGS = (
     Setting("DRAIN_SECONDS", "0", whole(0, 600),
             "after TERM: how long `/health/ready` says 503 before the socket closes"),
 )
-# Each may stand in a file instead, that NAME_FILE names.
+# Each may be read from a file instead, whose path is in <NAME>_FILE.
 SECRETS = ("DATABASE_URL", "DATABASE_READ_URL", "REDIS_URL", "JWT_SECRET_KEY",
            "JWT_SECRET_KEY_PREVIOUS", "SMTP_URL", "METRICS_TOKEN")
 
@@ -177,7 +177,7 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> dict[str
 
 
 def _from_files(environ, wrong):
-    """(name, value) of every secret that stands in a file, without the line's end."""
+    """(name, value) of every secret kept in a file, without trailing newlines."""
     for name in SECRETS:
         if path := environ.get(f"{name}_FILE"):
             if environ.get(name):

@@ -1,4 +1,4 @@
-"""Accounts: what opens, keeps and ends a session."""
+"""Authentication: registration, login, tokens, sessions and passwords."""
 from marshmallow import Schema, fields, validate
 
 from schemas.fields import Email, Flag, Id, Instant, Line, NewPassword, Password

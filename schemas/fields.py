@@ -14,7 +14,7 @@ CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Whole(fields.Integer):
-    """A whole number within bounds. JSON must bring a number, a query string digits."""
+    """An integer within bounds: a number in JSON, digits in a query string."""
 
     def __init__(self, low: int, high: int, **kwargs: Any) -> None:
         super().__init__(strict=True, validate=validate.Range(low, high), **kwargs)
@@ -46,18 +46,18 @@ def Id(**kwargs: Any) -> Number:
 
 
 class Flag(fields.Boolean):
-    """true or false, in these words."""
+    """``true`` or ``false``, and no other spelling."""
 
     truthy, falsy = {"true", True}, {"false", False}
 
     def _deserialize(self, value, attr, data, **kwargs):
-        if value in (0, 1) and not isinstance(value, bool):  # which equal the members above
+        if value in (0, 1) and not isinstance(value, bool):  # 1 == True, 0 == False
             raise self.make_error("invalid", input=value)
         return super()._deserialize(value, attr, data, **kwargs)
 
 
 class Money(fields.Field):
-    """An amount with at most two places: a JSON number, or a string like "119.23"."""
+    """An amount with at most two decimals: a JSON number, or a string like "119.23"."""
 
     default_error_messages = {
         "invalid": "Not an amount of money with at most two decimal places.",
@@ -95,13 +95,13 @@ class Line(fields.String):
 
 
 class Text(Line):
-    """Text that may have lines."""
+    """Text that may have several lines."""
 
     forbidden = CONTROL_BUT_LINES
 
 
 class Search(fields.String):
-    """What to look for, exactly as it is: white space counts."""
+    """A search term, taken exactly as sent: white space counts."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(validate=validate.Length(1, 100), **kwargs)
@@ -123,13 +123,13 @@ class Email(fields.Email):
         address = super()._deserialize(
             value.strip().lower() if isinstance(value, str) else value, attr, data, **kwargs
         )
-        if CONTROL.search(address):  # RFC 5322 lets them stand in quotes; no mail goes there
+        if CONTROL.search(address):  # RFC 5322 allows them in quotes; no mail goes there
             raise self.make_error("invalid")
         return address
 
 
 def Password(**kwargs: Any) -> fields.String:
-    """A password that somebody sends to be checked: any text that one could be."""
+    """A password sent to be checked: any text that could be a password."""
     return fields.String(validate=validate.Length(1, 1024), load_only=True, **kwargs)
 
 
@@ -141,7 +141,7 @@ class NewPassword(fields.String):
 
     def _deserialize(self, value, attr, data, **kwargs):
         text = super()._deserialize(value, attr, data, **kwargs)
-        # No character has more than 4 parts. Putting together a long text is quadratic.
+        # NFC is quadratic. It joins at most 4 characters into one: a longer text stays too long.
         return unicodedata.normalize("NFC", text) if len(text) <= 4 * 128 else text
 
 

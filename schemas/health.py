@@ -1,4 +1,4 @@
-"""How the service is."""
+"""The answers of the health checks."""
 from marshmallow import Schema, fields, validate
 
 from schemas.fields import Instant
@@ -18,7 +18,7 @@ class Liveness(Schema):
 
 
 class Readiness(Schema):
-    """``redis`` stands there while Redis is away, which the service can do without."""
+    """``redis`` is present only while Redis is away; the service works without it."""
 
     status = fields.String(required=True, validate=validate.OneOf(["ok", "degraded"]))
     redis = fields.String(validate=validate.OneOf(["away"]))

@@ -12,7 +12,7 @@ _SHAPE = re.compile(
 
 
 class Moment(fields.Field):
-    """ISO 8601: a date is its midnight in UTC, a time without an offset is UTC.
+    """ISO 8601: a date means its midnight in UTC, a time without an offset is in UTC.
 
     Years from 1970 to 2200. Loads to a datetime in UTC.
     """

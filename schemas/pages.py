@@ -1,4 +1,4 @@
-"""Lists: the parameters of a page, and what stands around its rows."""
+"""Lists: the query parameters of a page, and the object that wraps its rows."""
 from marshmallow import (
     Schema,
     ValidationError,
@@ -39,7 +39,7 @@ class PageQuery(CursorQuery):
 
     @post_load
     def one_spelling(self, data: dict, **_: object) -> dict:
-        """A default left out is as good as spelled out: for the cache they are one question."""
+        """Fill in the default page, so that both spellings share one cache entry."""
         if data["cursor"] is None:
             data["page"] = data["page"] or 1
         return data

@@ -100,7 +100,7 @@ class ProductQuery(PageQuery):
 
     @post_load
     def one_order(self, data: dict, **_: object) -> dict:
-        """The same categories and the same order are one question, however they are asked for."""
+        """Normalise categories and order, so that equivalent queries share one cache entry."""
         data["category_id"] = sorted(set(data["category_id"] or ())) or None
         best_first = data["sort"] in ("created_at", "relevance")
         data["order"] = data["order"] or ("desc" if best_first else "asc")

@@ -1,4 +1,4 @@
-"""Reports: the window they look at, and their records."""
+"""Reports: the time window they cover, and their records."""
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from schemas.fields import MAX_ID, MAX_INT, Amount, Id, Instant, Number

@@ -26,7 +26,7 @@ class NewUser(Schema):
 
 
 class UserChanges(Schema):
-    """At least one field. ``current_password`` goes with a change of one's own address."""
+    """At least one field. ``current_password`` is required to change one's own address."""
 
     email = Email()
     name = Line(2, 100)

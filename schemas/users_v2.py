@@ -1,4 +1,4 @@
-"""Users as version 2 shows them: the name is part of a profile, ``last_login_at`` says its unit."""
+"""Users as version 2 shows them: ``profile`` has the name, ``last_login`` is ``last_login_at``."""
 from marshmallow import Schema, fields
 
 from schemas.fields import Instant, Line

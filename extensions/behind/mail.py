@@ -1,8 +1,8 @@
-"""Mails: queued with the write that causes them, sent behind the request's back.
+"""Mails: queued in the transaction that causes them, sent in the background.
 
-A queued mail names an address and a purpose, nothing else. Only the sender looks whether an account
-has that address, and only then makes the one-time token, so that a request for an unknown address
-costs and says the same as for a known one, and no token lies in the queue.
+A queued mail holds an address and a purpose, nothing else. Only the sender looks up the account and
+makes the one-time token, so that a request for an unknown address costs the same and gets the same
+answer as for a known one, and no token is stored in the queue.
 """
 import hashlib
 import logging
@@ -53,7 +53,7 @@ def send_due(app: Flask) -> tuple[int, int]:
             try:
                 send(app, mail, token)
                 sent += 1
-            # ValueError: an address that no mail can have must not hold up the others.
+            # ValueError: an address that is invalid in a mail must not hold up the others.
             except (OSError, smtplib.SMTPException, ValueError) as error:
                 log.warning("mail %s not sent, will be tried again: %s", mail["id"],
                             type(error).__name__)
@@ -76,7 +76,7 @@ def send(app: Flask, mail: dict, token: str) -> None:
     if config["SMTP_URL"]:
         deliver(config["SMTP_URL"], message)
     elif config["APP_ENV"] == "production":
-        raise OSError("SMTP_URL is not set")  # a token is not left lying on the disk
+        raise OSError("SMTP_URL is not set")  # never write a token to disk in production
     else:
         folder = pathlib.Path(app.instance_path) / "outbox"
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ def send(app: Flask, mail: dict, token: str) -> None:
 
 
 def deliver(url: str, message: EmailMessage) -> None:
-    """Hand a message to an SMTP server. ``smtps`` is TLS from the start, ``smtp`` with STARTTLS
-    wherever the server offers it, and always when there is a password to send."""
+    """Hand a message to an SMTP server. ``smtps`` uses TLS from the start; ``smtp`` uses STARTTLS
+    if the server offers it, and requires it if there is a login to send."""
     parts = urlsplit(url)
     context = ssl.create_default_context()
     server: smtplib.SMTP
@@ -106,5 +106,5 @@ def deliver(url: str, message: EmailMessage) -> None:
 
 
 def token_hash(token: str) -> bytes:
-    """What is stored of a token. It has 256 random bits, so a plain hash can't be searched."""
+    """The hash stored for a token: 256 random bits can't be brute-forced from a plain hash."""
     return hashlib.sha256(token.encode()).digest()

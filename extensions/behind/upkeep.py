@@ -1,6 +1,6 @@
-"""What has to be done now and then: a thread a process that mails, tidies and sums.
+"""Periodic work: one thread per process that sends mails, deletes expired rows and sums sales.
 
-Everything here may be done by any number of processes at once, late, or by nobody for a while.
+Any number of processes may do it at once; it may also run late, or not at all for a while.
 """
 import logging
 import random
@@ -20,7 +20,7 @@ SECONDS = 60
 
 
 class Upkeep:
-    """``wake`` has the mail queue looked at soon; ``start`` has everything done each minute."""
+    """``wake`` has the mail queue checked soon; ``start`` also runs ``tidy`` every minute."""
 
     def __init__(self, app: Flask) -> None:
         self._app = app
@@ -35,7 +35,7 @@ class Upkeep:
 
     def wake(self, now: bool = True) -> None:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind
+            if self._thread is None or not self._thread.is_alive():  # threads don't survive a fork
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
         if now:
@@ -65,7 +65,7 @@ def tidy(app: Flask) -> None:
                   queries.expire_mail, queries.fold_counts):
         with app.extensions["db"].reading() as conn:
             query(conn)
-    # Summing a first year takes longer than a request's statement may.
+    # The first summing of a whole year outlasts the statement time-out of requests.
     with app.extensions["db_upkeep"].connection() as conn:
         queries.seal_sales(conn)
 

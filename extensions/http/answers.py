@@ -9,7 +9,7 @@ from extensions.http.errors import Problem
 from extensions.http.visit import Answer, Pairs, Visit
 
 PRIVATE = "private, no-cache"
-PUBLIC = "public, no-cache"  # may be kept, must be asked for again: our own cache is never stale
+PUBLIC = "public, no-cache"  # may be stored, must be revalidated: our own cache is never stale
 SECRET = "no-store"
 
 
@@ -20,9 +20,9 @@ def etag_of(body: bytes) -> str:
 
 def answer(text: str | bytes, status: int = 200, *, cache: str = PRIVATE,
            location: int | str | None = None, headers: dict[str, str] | None = None) -> Response:
-    """A response of JSON text; 304 where If-None-Match has its tag.
+    """A JSON response; 304 if If-None-Match contains its ETag.
 
-    ``location`` is the new resource's path below the request's own.
+    ``location`` is appended to the request's path for the Location header.
     """
     body = text.encode() if isinstance(text, str) else text
     if cache == SECRET:
@@ -53,9 +53,9 @@ def tagged(body: bytes, tag: str, cache: str, status: int = 200) -> Response:
 
 def without_flask(visit: Visit, body: bytes, headers: Pairs, tag: str,
                   encoding: str | None = None) -> Answer:
-    """The answer of JSON whose tag is known, for the door: 304 if the client has it.
+    """The door's answer for JSON whose ETag is known: 304 if the client has it.
 
-    The body is compressed already where there is an ``encoding``.
+    With an ``encoding`` the body is already compressed.
     """
     headers = [("ETag", f'"{tag}"'), *headers]
     asked = visit.environ.get("HTTP_IF_NONE_MATCH")
@@ -68,7 +68,7 @@ def without_flask(visit: Visit, body: bytes, headers: Pairs, tag: str,
 
 
 def private_without_flask(visit: Visit, text: str) -> Answer:
-    """``without_flask`` of what is the caller's own."""
+    """``without_flask`` for the caller's private data."""
     body = text.encode()
     encoding = compression.choose(visit.accepts) if len(body) >= compression.MIN_SIZE else None
     return without_flask(
@@ -86,10 +86,10 @@ def nothing() -> Response:
 
 
 def check_if_match(text: str) -> None:
-    """Refuse with 412 unless If-Match, where it was sent, names the resource's tag of this moment.
+    """Refuse with 412 if If-Match was sent and doesn't match the resource's current ETag.
 
-    ``text`` is the JSON of a row that the caller holds locked, so that of two writers with one tag
-    the second sees what the first has stored.
+    ``text`` is the JSON of a row that the calling code has locked, so that of two writers with the
+    same ETag the second sees the first one's change.
     """
     sent = request.if_match
     if "If-Match" in request.headers and not (

@@ -1,7 +1,7 @@
-"""What comes in with a request: strict JSON, forms and query strings, checked by a schema.
+"""Request parsing: strict JSON, forms and query strings, validated by a schema.
 
-``Blueprint`` is flask-smorest's, with this parser in place of webargs': one that refuses what it
-doesn't know, what is said twice, and what isn't text.
+``Blueprint`` is flask-smorest's, with this parser in place of webargs': it refuses unknown fields,
+repeated ones, and what isn't valid text.
 """
 import functools
 import json
@@ -50,7 +50,7 @@ class UserId(Id):
 def init_app(app: Flask) -> None:
     app.url_map.converters.update(id=Id, user_id=UserId)
     app.url_map.merge_slashes = False  # a wrong path is a 404, not a redirect
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY  # which the door refuses before it is read
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY  # the door refuses a larger body unread
 
 
 class Arguments:
@@ -61,7 +61,7 @@ class Arguments:
     def use_args(self, schema: Schema | type[Schema], *, location: str, **_: object) -> Callable:
         schema = schema() if isinstance(schema, type) else schema
 
-        # The same few query strings come again and again, and mean the same each time.
+        # The same few query strings recur, and always parse to the same arguments.
         @functools.lru_cache(maxsize=1024)
         def parsed(raw):
             return load(schema, query(schema), "query")
@@ -94,7 +94,7 @@ def load(schema: Schema, data: Any, where: str = "body") -> dict:
 
 
 def query(schema: Schema | None = None) -> dict:
-    """The query string; fields of a List type may repeat, others not."""
+    """The query string as a dict; only fields of a List type may repeat."""
     raw = request.query_string
     if not raw:
         return {}
@@ -104,7 +104,7 @@ def query(schema: Schema | None = None) -> dict:
 
 
 def takes_no_query(view: Callable) -> bool:
-    """Whether a view of the API declares no parameters, and so has to refuse all."""
+    """Whether an API view declares no query parameters, so that any must be refused."""
     declared = getattr(view, "_apidoc", None)
     return declared is not None and not any(
         part["in"] == "query" for part in declared.get("arguments", {}).get("parameters", ())
@@ -112,15 +112,15 @@ def takes_no_query(view: Callable) -> bool:
 
 
 def refuse_query() -> None:
-    """422 that names every parameter of a request to an operation that takes none."""
+    """For an operation without query parameters: a 422 that names each one that was sent."""
     load(Schema(), query(), "query")
 
 
 def body(schema: Schema) -> Any:
-    """What the request's JSON is, which should be a dict; its form is one."""
+    """The request body: parsed JSON, which should be a dict, or a form as a dict."""
     try:
         raw = request.get_data()
-        # werkzeug reads a body in chunks up to the limit, and doesn't say that there is more.
+        # werkzeug stops reading a chunked body at the limit, and doesn't say if there is more.
         if len(raw) == MAX_BODY and request.environ["wsgi.input"].read(1):
             raise RequestEntityTooLarge
     except HTTPException:
@@ -136,9 +136,9 @@ def body(schema: Schema) -> Any:
 
 
 def parse_json(raw: bytes) -> Any:
-    """JSON text as Python data, numbers with a point as Decimal. Raises malformed_json.
+    """JSON text as Python data, with Decimal for floats. Raises malformed_json.
 
-    RFC 8259 leaves repeated names, NaN and lone surrogates to the reader; here they are refused.
+    RFC 8259 leaves repeated names, NaN and lone surrogates to the parser; this one refuses them.
     """
     try:
         data = json.loads(
@@ -201,7 +201,7 @@ def _pairs(raw, schema, where):
 
 
 def _typed(field, value):
-    """A form's text as what JSON would have brought."""
+    """A form field's text, converted to the type that JSON would have."""
     if isinstance(field, fields.Integer) and re.fullmatch("-?[0-9]{1,19}", value):
         return int(value)
     return None if field is not None and field.allow_none and value == "" else value

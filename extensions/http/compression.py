@@ -1,7 +1,7 @@
 """Compression: zstd, br or gzip, as the client prefers; never for answers that carry tokens.
 
-An answer with ``Cache-Control: no-store`` carries tokens or sessions, and compressing secrets next
-to what a caller can choose tells their content by their length (BREACH).
+An answer with ``Cache-Control: no-store`` carries tokens or sessions. Compressing secrets together
+with text that a caller can choose leaks them through the compressed length (BREACH).
 """
 import gzip
 import zlib
@@ -16,7 +16,7 @@ from werkzeug.http import parse_accept_header
 MIN_SIZE = 500
 TYPES = {"application/json", "application/problem+json", "application/x-ndjson", "text/csv",
          "text/html", "text/css", "text/javascript", "application/javascript"}
-ORDER = ("zstd", "br", "gzip")  # which of equals, fastest first
+ORDER = ("zstd", "br", "gzip")  # fastest first; decides between equal preferences
 
 COMPRESS = {
     "zstd": lambda data: zstd.compress(data, 3),
@@ -57,9 +57,9 @@ def wanted() -> str | None:
 def init_app(app: Flask) -> None:
     @app.after_request
     def compress(response):
-        if response.headers.get("Vary") == "Accept-Encoding":  # the cache has seen to all of it
+        if response.headers.get("Vary") == "Accept-Encoding":  # already handled by the cache
             return response
-        if response.status_code == 304:  # says what the 200 would have said (RFC 9110, 15.4.5)
+        if response.status_code == 304:  # needs the Vary of its 200 (RFC 9110, 15.4.5)
             response.vary.add("Accept-Encoding")
             return response
         secret = (response.headers.get("Cache-Control") == "no-store"
@@ -73,7 +73,7 @@ def init_app(app: Flask) -> None:
         if response.is_streamed:
             chunks = response.response
             response.response = _compressed(chunks, STREAM[encoding]())
-            if hasattr(chunks, "close"):  # a generator that never starts closes nothing
+            if hasattr(chunks, "close"):  # a generator that never starts runs no ``finally``
                 response.call_on_close(chunks.close)
             response.headers.pop("Content-Length", None)
         else:

@@ -1,7 +1,7 @@
-"""Every error, wherever it is raised, leaves in one shape: RFC 9457 problem details.
+"""Every error, wherever it is raised, is answered in one format: RFC 9457 problem details.
 
-``raise Problem("out_of_stock", ...)`` where something is known; everything else that is raised
-(by the router, the limiter, PostgreSQL, a bug) is mapped here.
+Code that knows what is wrong raises ``Problem("out_of_stock", ...)``; every other exception
+(from the router, the limiter, PostgreSQL, a bug) is mapped here.
 """
 import json
 import logging
@@ -40,7 +40,7 @@ BY_CONSTRAINT = {
     "idempotency_keys_user_id_fkey": "token_revoked",
 }
 
-# What PostgreSQL says of a value that got past the schemas: too big, too long, not text.
+# What PostgreSQL raises for a value that got past the schemas: too big, too long, not text.
 OUT_OF_RANGE = (psycopg.DataError, pg.ProgramLimitExceeded)
 BUSY = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests, pg.LockNotAvailable,
         pg.DeadlockDetected, pg.SerializationFailure, pg.ReadOnlySqlTransaction,
@@ -67,7 +67,7 @@ def invalid(field: str, message: str, where: str = "body") -> Problem:
 
 
 def found(row: Any) -> Any:
-    """The row of a query, if there is one. Else 404."""
+    """Return a query's row, or raise a 404 if there is none."""
     if row is None:
         raise Problem("not_found")
     return row
@@ -95,7 +95,7 @@ def respond(error: Exception) -> Response:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """The Problem that an exception is to its client."""
+    """The Problem that the client gets for an exception."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
@@ -148,7 +148,7 @@ def render(problem: Problem, path: str, request_id: str) -> Answer:
         "detail": problem.detail or meaning, "instance": quote(path, safe=PATH_SAFE),
         "code": problem.code, "request_id": request_id, "error": title,
     }
-    if problem.details:  # whose fields may be names that the client made up, of any length
+    if problem.details:  # a client may make up field names, of any length
         body["details"] = [
             {"field": field[:500], "in": where, "message": message}
             for field, where, message in problem.details[:100]

@@ -5,12 +5,12 @@ from werkzeug.datastructures import EnvironHeaders
 
 from extensions.http.visit import Pairs
 
-# OWASP Secure Headers Project, for an API: nothing it sends is to be run, framed or guessed at.
+# OWASP Secure Headers Project, for an API: no response is to be executed, framed or sniffed.
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    # default-src doesn't cover what follows it, but for object-src.
+    # Of the directives that follow it, default-src covers only object-src.
     "Content-Security-Policy": "default-src 'none'; object-src 'none'; base-uri 'none'; "
                                "form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -49,8 +49,8 @@ class Cors:
         })
 
     def add(self, environ: dict, headers: Pairs) -> None:
-        """Add to the headers of an answer what its request's Origin calls for."""
-        # Also where none was sent: a cache may keep that answer.
+        """Add the CORS headers that the request's Origin calls for."""
+        # Vary is added even if no Origin was sent: a cache may store that answer.
         for at, (name, value) in enumerate(headers):
             if name == "Vary":
                 headers[at] = name, f"{value}, Origin"

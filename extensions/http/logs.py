@@ -1,7 +1,8 @@
 """Logs: one JSON object a line, to stdout and, with LOG_DIR, to files that rotate themselves.
 
-Any number of processes write one file. Each line is one write to a descriptor opened with O_APPEND,
-which the kernel doesn't split; a process that finds the file too large renames it under a lock.
+Any number of processes write to the same file. Lines are written whole to a descriptor opened with
+O_APPEND, and the kernel doesn't split a write. A process that finds the file too large renames it
+under a lock.
 """
 import collections
 import contextlib
@@ -36,10 +37,10 @@ _encode = json.JSONEncoder(default=str).encode
 
 
 class Json(logging.Formatter):
-    """``extra`` fields and the request's id stand beside time, level, logger and message."""
+    """One JSON object: time, level, logger, message, the request's id and ``extra`` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if (done := vars(record).get("line")) is None:  # one text for all handlers
+        if (done := vars(record).get("line")) is None:  # formatted once for all handlers
             done = record.line = _encode(self.fields(record))
         return done
 
@@ -59,7 +60,7 @@ class Json(logging.Formatter):
 
 
 class Text(Json):
-    """Short lines for people: time, how bad, what, and what else is known; in colour."""
+    """Short lines for people, in colour: time, level, message and the other fields."""
 
     COLOURS = {"DEBUG": 2, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
 
@@ -99,7 +100,7 @@ class SharedFile(logging.Handler):
 
     def write(self, lines: bytes) -> None:
         """Append whole lines. The caller holds the handler's lock."""
-        # Looked at before the write: a renamed file is packed soon, and takes no more lines.
+        # Checked before the write: a renamed file is soon gzipped, and must get no more lines.
         if self._file < 0 or self._renamed():
             self._open()
         os.write(self._file, lines)
@@ -109,13 +110,13 @@ class SharedFile(logging.Handler):
     def _open(self):
         old, self._file = self._file, os.open(
             self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o640)
-        if old >= 0:  # not before: what is closed may be anybody's next
+        if old >= 0:  # only now: a closed descriptor's number may be reused at once
             os.close(old)
         self._day = os.fstat(self._file).st_mtime // 86400
         self._checked = time.monotonic()
 
     def _renamed(self):
-        """Whether another process has moved the file; asked once a second."""
+        """Whether another process has renamed the file; checked at most once a second."""
         if time.monotonic() - self._checked < 1:
             return False
         self._checked = time.monotonic()
@@ -136,28 +137,28 @@ class SharedFile(logging.Handler):
 
 
 def _pack(path, old):
-    """Gzip a file once nobody can still be writing to it, and drop those that are too old."""
+    """Gzip a renamed file once no process writes to it any more; delete those too old."""
     time.sleep(2)  # others look for the new file once a second
     packed = old.with_suffix(".log.gz")
     with open(old, "rb") as source, gzip.open(f"{packed}.new", "wb") as target:
         shutil.copyfileobj(source, target)
     os.rename(f"{packed}.new", packed)
     old.unlink()
-    for file in path.parent.glob(f"{path.stem}-*.log*"):  # and what a killed process didn't pack
+    for file in path.parent.glob(f"{path.stem}-*.log*"):  # also what a killed process didn't gzip
         with contextlib.suppress(FileNotFoundError):  # another process may be doing the same
             if file.stat().st_mtime < time.time() - KEEP_DAYS * 86400:
                 file.unlink()
 
 
-# What no line shows is not looked up for every line (logging's HOWTO, "Optimization").
+# No line shows where it was logged, so logging needn't find out (its HOWTO, "Optimization").
 logging._srcfile = None
 
 
 class Access:
     """The access log: a line for each request, written without the logging module's machinery.
 
-    Lines look like all others and go where they go. ``note`` makes one, ``flush`` writes all that
-    wait: one write for as many requests as were answered together.
+    Its lines have the same format and destinations as all others. ``note`` queues a line, ``flush``
+    writes all queued ones: one write for all requests that were answered together.
     """
 
     def __init__(self, stream: TextIO, files: list[SharedFile], people: bool = False) -> None:
@@ -190,7 +191,7 @@ class Access:
         if not self._lines:
             return
         lines = []
-        with contextlib.suppress(IndexError):  # of threads that flush at once each line has one
+        with contextlib.suppress(IndexError):  # each line goes to one of several flushing threads
             while True:
                 lines.append(self._lines.popleft())
         if not lines:
@@ -203,7 +204,7 @@ class Access:
             elif len(data) <= PIPE_BUF:
                 self._stream.buffer.write(data)
                 self._stream.flush()
-            else:  # a pipe takes this much in one piece, and other processes write to it, too
+            else:  # a pipe may split larger writes, and other processes write to it, too
                 for line in lines:
                     self._stream.buffer.write(line.encode())
                     self._stream.flush()
@@ -229,7 +230,7 @@ def _for_people(line):
 
 
 class NoAccess:
-    """In place of Access where LOG_LEVEL leaves its lines out."""
+    """Stands in for Access if LOG_LEVEL excludes its lines."""
 
     def note(self, visit: Visit, status: str) -> None:
         pass
@@ -258,11 +259,11 @@ def init_app(app: Flask) -> None:
     if people:
         handlers[0].setFormatter(Text())
     root.handlers = handlers
-    # Only the pool is told why no connection comes about.
+    # Only the pool's own logger says why it can't connect.
     pool = logging.getLogger("psycopg.pool")
     pool.handlers, pool.propagate = handlers, False
     pool.setLevel(max(root.level, logging.WARNING))
-    security.setLevel(logging.INFO)  # whatever else is left out
+    security.setLevel(logging.INFO)  # whatever LOG_LEVEL is
     app.extensions["access_log"] = (
         Access(sys.stdout, files[:1], people) if root.isEnabledFor(logging.INFO) else NoAccess()
     )

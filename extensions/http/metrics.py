@@ -20,15 +20,15 @@ from extensions.http.visit import Pairs, Visit
 
 log = logging.getLogger("shopfront.deprecation")
 
-# Which of the processes that count together this is. A worker goes on in the files of a dead one,
-# whose number it gets; by their pids the files, and the work of reading them, would only grow.
+# This process's name in the shared metrics files. A new worker takes over the number of a dead one,
+# and so its files; named by pid, the files and the time to read them would only grow.
 process = "alone"
 if values.ValueClass.__name__ == "MmapedValue":
     values.ValueClass = values.MultiProcessValue(lambda: process)
 
 
 def _now(name, help, *labels):
-    """What is so at the moment: of all living processes together."""
+    """A gauge of the current state, summed over all live processes."""
     return Gauge(f"shopfront_{name}", help, labels, multiprocess_mode="livesum")
 
 
@@ -63,7 +63,7 @@ _told: dict[int | str, date] = {}
 
 
 class Sampler:
-    """Takes down what a process holds, now and then: no request pays for it."""
+    """Samples a process's pools, Redis client and report slots, outside of any request."""
 
     def __init__(self, app: Flask) -> None:
         self._parts, self._slots = app.extensions, app.config["REPORT_CONCURRENCY"]
@@ -87,7 +87,7 @@ class Sampler:
         REPORTS.set(self._slots - self._parts["report_slots"]._value)
 
     def _add(self, counter, total):
-        """Count what a total has grown by since it was last looked at."""
+        """Add to a counter what a total has grown by since the last sample."""
         counter.inc(max(0, total - self._seen.get(counter, 0)))
         self._seen[counter] = total
 
@@ -98,9 +98,9 @@ def init_app(app: Flask) -> None:
 
 
 def text(**figures: float | dict[str, str]) -> bytes:
-    """What all processes have counted, and figures of this moment, as Prometheus reads it.
+    """The metrics of all processes, plus ``figures`` as gauges, in Prometheus's text format.
 
-    A figure is a number, or a dict of labels, which stands for 1.
+    A figure is a number, or a dict of labels for a gauge of 1.
     """
     registry = REGISTRY
     if values.ValueClass.__name__ == "MmapedValue":
@@ -110,7 +110,7 @@ def text(**figures: float | dict[str, str]) -> bytes:
 
 
 class _Once:
-    """A registry of figures that are taken for one answer."""
+    """A registry of gauges that are set for a single scrape."""
 
     def __init__(self, figures):
         self._figures = figures
@@ -125,7 +125,7 @@ class _Once:
 
 
 def forget(number: str) -> None:
-    """Drop what a process that has ended said of its moment; what it counted stays."""
+    """Drop the gauges of a process that has ended; its counters and histograms stay."""
     multiprocess.mark_process_dead(number)
 
 

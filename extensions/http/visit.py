@@ -1,4 +1,4 @@
-"""One request, as the door and all that handle it know it."""
+"""One request: what the door and the code that handles it know of it."""
 import os
 import re
 import time
@@ -8,23 +8,23 @@ from flask import has_request_context, request
 
 Pairs = list[tuple[str, str]]  # headers
 Answer = tuple[str, Pairs, bytes]  # status, headers, body
-KEY = "shopfront.visit"  # where a WSGI environment has it
+KEY = "shopfront.visit"  # the Visit's key in a WSGI environ
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
                           r"-[0-9a-f]{2}(-.*)?")
 
 
 class Visit:
-    """A request between its arrival and the line that the log has of it.
+    """A request, from its arrival until its line in the access log.
 
-    ``id`` is the client's X-Request-ID or a new one; ``known`` is the cache's address of its
-    answer and ``found`` what a look-up brought; ``limits`` are those it was counted against;
-    ``problem`` is why the worker refuses it, if it does.
+    ``id`` is the client's X-Request-ID or a new one; ``known`` identifies its answer in the cache,
+    and ``found`` is the result of the look-up; ``limits`` are the rate limits it was counted
+    against; ``problem`` is why the worker refuses it, if it does.
     """
 
     __slots__ = ("accepts", "address", "caller_id", "counted", "environ", "found", "id", "known",
                  "limits", "method", "path", "problem", "route", "started", "url")
-    known: Any  # the types of these are of the rooms above
+    known: Any  # the types of these belong to layers above
     found: Any
     counted: Any
     limits: list
@@ -47,18 +47,18 @@ class Visit:
 
     @property
     def trace_id(self) -> str | None:
-        """That of the client's traceparent (W3C Trace Context, 3.2), or None."""
+        """The trace id in the client's traceparent (W3C Trace Context, 3.2), or None."""
         sent = self.environ.get("HTTP_TRACEPARENT")
         found = sent and _TRACEPARENT.fullmatch(sent)
-        # Only a version that is yet to come may say more.
+        # Only versions after 00 may have more fields.
         return found[2] if found and (found[1] != "00" or not found[3]) else None
 
     @property
     def shown_path(self) -> str:
-        """The path as text: WSGI has its bytes as Latin-1 (PEP 3333)."""
+        """The path decoded from UTF-8: WSGI passes its bytes as Latin-1 (PEP 3333)."""
         return self.path.encode("latin-1").decode("utf-8", "replace")
 
 
-def visit() -> Any:  # a Visit, to all who know that they are in a request
+def visit() -> Any:  # not Visit | None: within a request no caller has to check
     """The current request's Visit, or None outside of one."""
     return request.environ.get(KEY) if has_request_context() else None

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 documents: flask-smorest's, finished with what holds for every operation.
 
-What a view's decorators already say (who may call, what comes in, which id is in the path) is not
-said again: refusals, headers and operation ids follow from it. ``@raises`` names the rest.
+Error responses, headers and operation ids are derived from what a view's decorators already say
+(who may call, what comes in, which id is in the path). ``@raises`` names the other errors.
 """
 import copy
 import json
@@ -34,12 +34,12 @@ In development the shop starts full of demo data, or `flask db seed` fills it. L
 password of each is `password123`.
 """
 
-# Answers without a tag: secrets and the state of a moment aren't kept, a stream isn't known before.
+# Answers without an ETag: secrets and momentary states aren't stored, a stream isn't known ahead.
 UNTAGGED = {"Session", "Tokens", "Accepted", "TransactionsReport", "Health", "Liveness",
             "Readiness", "Meaning"}
 
 
-# A moment, from 1970 to 2199.
+# The patterns of a Moment, from 1970 to 2199.
 DATE = "(19[7-9]|20[0-9]|21[0-9])[0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 TIME = (r"T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
         "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?")
@@ -160,7 +160,7 @@ def operations(app: Flask, version: str) -> Iterator[tuple[str, str, Callable]]:
 
 
 def _readable(path):
-    """A path that names what is there, ``{product}``, where the route names its key."""
+    """A path with ``{product}`` where the route has ``{product_id}``."""
     return path.replace("_id}", "}")
 
 
@@ -202,7 +202,7 @@ class Operation:
         operation["summary"] = operation["summary"].replace("`", "")  # plain text
         if self.view.access == "admin":
             operation["description"] += " For administrators."
-        # An empty choice says that nothing is needed; here it is the only one.
+        # An empty security requirement means no authentication; here it is the only alternative.
         operation["security"] = [{}] if self.public else [{"bearer": []}]
         if self.deprecated:
             operation["deprecated"] = True
@@ -238,7 +238,7 @@ class Operation:
         """(status, response) below 400."""
         for status, response in self.operation["responses"].items():
             if not str(status).startswith("2"):
-                continue  # flask-smorest's idea of errors
+                continue  # flask-smorest's own error responses
             content = response.get("content", {})
             shape = _shape(content.get(JSON, {}))
             if shape:
@@ -403,12 +403,12 @@ def _finish_parameter(parameter):
         parameter.setdefault(word, value)
     schema = parameter["schema"] = _as_text(parameter["schema"])
     if not parameter.get("required") and "example" in parameter:
-        # The page fills in a parameter's own example, which is good for what has to be there only.
+        # The docs page pre-fills a parameter from its own example: good for required ones only.
         schema["examples"] = [parameter.pop("example")]
 
 
 def _in_form(schema):
-    """A field as a form can bring it, where nothing stands for null."""
+    """A field's schema in a form, where an empty value stands for null."""
     if "null" not in schema["type"]:
         return _as_text(schema)
     kinds = {"type": ["integer", "string"]} if "integer" in schema["type"] else {}
@@ -417,12 +417,12 @@ def _in_form(schema):
 
 
 def _as_text(schema):
-    """A schema of what a query or a form can bring: text, and never null."""
+    """A schema for a value in a query string or a form: text, and never null."""
     schema = dict(schema)
     if isinstance(schema.get("type"), list):
         numeric = {"null", "number"} if "string" in schema["type"] else {"null"}
         kinds = [kind for kind in schema["type"] if kind not in numeric]
-        # An integer stays in a list: OWASP's ruleset minds the bare word in a `user_id`.
+        # An integer stays in a list: OWASP's ruleset flags a plain "integer" for a `user_id`.
         schema["type"] = kinds if kinds == ["integer"] else kinds[0]
     if schema.get("default", ...) is None:
         del schema["default"]
