@@ -2,12 +2,12 @@
 
 An entry belongs to one or more groups (``products``, ``product:7``). Each group has a generation, a
 random word; an entry carries the words that were read *before* its query ran. A write marks its
-groups before it is stored and gives them new words afterwards, at the same cost for one entry as
-for a million: while a mark stands nothing is served or kept, and every older entry is a miss from
-then on. A mark whose writer died runs out by itself, when its COMMIT can't happen any more.
+groups before it commits and gives them new words afterwards, at the same cost for one entry as for
+a million: while a mark stands, a lookup neither serves nor stores an entry, and from then on every
+older entry is a miss. The mark of a writer that died expires once its COMMIT can no longer happen.
 
-The door (front/door.py) counts a request and looks its answer up with one call to Redis, where it
-knows by the URL which entry that is.
+The door (front/door.py) counts a request and looks up its answer in one call to Redis, if it can
+tell from the URL which entry that is.
 """
 import contextlib
 import hashlib
@@ -39,8 +39,8 @@ __all__ = ["EVERYTHING", "Found", "Known", "Single", "answer", "cached", "change
            "invalidate", "key_of", "learned", "look_again", "render"]
 
 POLL_SECONDS = 0.005
-RECENT = 4096  # answers that were asked for once, kept by a process, each of at most
-RECENT_SIZE = 4096  # bytes; a larger one is kept for all at once
+RECENT = 4096  # entries in a process's own cache of answers that were requested once
+RECENT_SIZE = 4096  # bytes; a larger answer goes to Redis after its first request
 
 cache: Any = Cache()  # whose ``cache`` is one of the backends
 
@@ -97,7 +97,7 @@ class Slot:
 
 
 class Learned:
-    """Which answers the URLs that were valid before ask for: the last two thousand."""
+    """Maps URLs that were valid before to the answers they ask for: two thousand at most."""
 
     LARGEST = 2048
 
@@ -139,7 +139,7 @@ class Single:
         return Known(key, (key, *self.others), lambda: (self.find(number), ()), route, dear=False)
 
     def mount(self, app: Flask, prefix: str) -> None:
-        """Have the door know the resources below a prefix."""
+        """Register the resources below a prefix with the door."""
         start, routes = f"{prefix}{self.path}", app.url_map.iter_rules()
         route = next(rule.rule for rule in routes if rule.rule.startswith(f"{start}/<id:"))
         learned(app).singles[start] = lambda number: self.known(number, route)
@@ -168,11 +168,11 @@ def key_of(resource: str, query: dict) -> str:
 
 def fetch(known: Known, encoding: str | None = None,
           found: Found | None = None) -> tuple[bytes, bool, bool]:
-    """(entry, whether it was found, whether it is compressed with ``encoding``).
+    """(entry, whether it was a hit, whether it is compressed with ``encoding``).
 
-    An entry is bytes: a line about the answer, then its body. Of several that miss at once one
-    makes it: one of this process, and for a dear answer one of all. An error is not kept.
-    ``found`` is what the door has looked up already.
+    An entry is bytes: a line about the answer, then its body. When several requests miss at once,
+    one computes it: one per process, or one across all processes for a ``dear`` answer. An error
+    is not cached. ``found`` is the result if the door has looked it up already.
     """
     started = time.perf_counter()
     found = found or look_again(known, encoding, started)
@@ -188,8 +188,8 @@ def fetch(known: Known, encoding: str | None = None,
 
 
 def look_again(known: Known, encoding: str | None, started: float) -> Found:
-    """Look an answer up, now. ``busy`` for BUSY_SECONDS from ``started`` on at most, on
-    time.perf_counter's clock: by then the process that computes it must have died."""
+    """Look up an answer now. It is ``busy`` for at most BUSY_SECONDS after ``started``, a
+    time.perf_counter() value: by then the process that computes it must have died."""
     try:
         found = cache.cache.lookup(known, encoding)
     except RedisClient.Away:
@@ -260,11 +260,11 @@ def render(visit: Visit, entry: bytes, encoding: str | None, hit: bool) -> Answe
 
 
 def change(conn: Connection, *groups: str) -> None:
-    """Make stale what a write changes: the last step of its transaction.
+    """Invalidate what a write changes: the last step of its transaction.
 
-    The groups are marked now, and renewed once the transaction is stored or undone. While Redis is
-    away the writer's answer waits until no entry of its can be served any more: for at most
-    LEASE_SECONDS from the moment at which it went away.
+    The groups are marked now, and renewed once the transaction is committed or rolled back. While
+    Redis is away, the writer's response waits until no stale entry can be served any more: for
+    little more than LEASE_SECONDS at most.
     """
     backend, mark = cache.cache, None
     with contextlib.suppress(RedisClient.Away):
@@ -283,9 +283,9 @@ def invalidate(*groups: str) -> None:
 
 
 def _renew(backend, mark, groups):
-    """Renew groups, or wait until nobody can be served from a Redis that is away.
+    """Renew groups, or wait until no process can serve their entries from a Redis that is away.
 
-    Marked groups, too: a Redis that was restarted has lost the mark.
+    Wait even if they are marked: a Redis that was restarted has lost the mark.
     """
     try:
         backend.renew(mark, groups)
@@ -296,10 +296,10 @@ def _renew(backend, mark, groups):
 
 
 def _outwait(backend, mark, groups):
-    """Wait until the lease has run out, or Redis is back and its entries were made stale since.
+    """Wait until the lease expires, or Redis is back and its entries have been invalidated since.
 
-    A return that was already under way may have done that before the write was stored. And another
-    process may be back sooner, and keep what it read before: so this one tries as well.
+    A reconnect already under way may have invalidated them before the write was committed. Another
+    process may reconnect sooner and store what it read before that: so this one renews them, too.
     """
     here = backend.redis
     begun = here.returns_begun

@@ -1,7 +1,7 @@
 """Where cached answers are kept: in Redis, or nowhere.
 
-Each backend is flask-caching's to choose, and ours to use: ``enter`` counts visits and looks their
-answers up, ``lookup`` looks one up, ``store`` keeps one, ``mark`` and ``renew`` make groups stale.
+flask-caching chooses the backend, and our code uses it: ``enter`` counts visits and looks up their
+answers, ``lookup`` looks up one, ``store`` stores one, ``mark`` and ``renew`` invalidate groups.
 """
 import os
 from collections import deque
@@ -18,10 +18,11 @@ from extensions.redis_client import RedisClient, lua
 
 BUSY_SECONDS = 3.0  # how long others wait for the process that computes
 GROUP_SECONDS = 86400
-# PostgreSQL ends a transaction that has been idle for a minute; a COMMIT that it got is over soon.
+# A mark outlives its transaction: PostgreSQL ends one that is idle for a minute, and a COMMIT that
+# it has received finishes soon.
 MARK_SECONDS = 75
-# Every entry is in this group, whose word dies unless a heartbeat or a request renews it. So what
-# Redis holds is stale once nobody has reached it for that long.
+# Every entry is in this group. Its word expires unless a heartbeat or a request extends the lease:
+# once no process has reached Redis for LEASE_SECONDS, every entry is stale.
 EVERYTHING = "everything"
 LEASE_SECONDS = 1.0
 
@@ -34,8 +35,9 @@ KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])"
 class Known(NamedTuple):
     """Where an answer is kept and how it is made: its key, its groups, ``find``, its route.
 
-    ``find() -> (text, headers)`` takes nothing from the request. A dear answer is made by one
-    process of all, and kept after the first request; a cheap one only when it is asked for again.
+    ``find() -> (text, headers)`` uses nothing from the request. A ``dear`` (expensive) answer is
+    computed by one process for all, and stored after the first request; a cheap one only when it
+    is requested again.
     """
 
     key: str
@@ -55,7 +57,7 @@ class Found(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether it holds for every visit: the entry is there, or a write is under way."""
+        """Whether every visit can share this: the entry is there, or a write is under way."""
         return self.entry is not None or self.generation is None
 
 
@@ -110,7 +112,7 @@ class RedisBackend(BaseCache):
         return mark
 
     def forsake(self, mark: bytes, groups: Iterable[str]) -> None:
-        """Have a mark that may stand in a Redis out of reach removed once that is back."""
+        """Remember a mark that an unreachable Redis may hold, to remove it once Redis is back."""
         self._forsaken.append((mark, groups))
 
     def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
@@ -133,7 +135,7 @@ class RedisBackend(BaseCache):
                 int(BUSY_SECONDS * 1000) if known and known.dear else 0, int(LEASE_SECONDS * 1000)]
 
     def _begin_anew(self):
-        """Redis is back: its entries may be stale, and its locks belong to nobody."""
+        """Redis is back: remove forsaken marks, and invalidate all entries, which may be stale."""
         while self._forsaken:
             one = self._forsaken.popleft()
             try:

@@ -20,10 +20,10 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def idempotent(view: Callable) -> Callable:
-    """Give a view, called as ``view(self, conn, data)``, a transaction and, with a key, a memory.
+    """Run a view, as ``view(self, conn, data)``, in a transaction; with a key, remember the answer.
 
-    The view returns ``(json_text, location)`` of what it made, or raises a Problem, which is not
-    kept.
+    The view returns ``(json_text, location)`` of what it created, or raises a Problem, which is
+    not stored.
     """
     @functools.wraps(view)
     def wrapper(self, data, **kwargs):
@@ -52,7 +52,7 @@ def _digest(key, data):
 
 
 def _earlier(conn, key, digest):
-    """The answer stored for this key, or None if the request is the first. The key is locked."""
+    """Lock this key; return the answer stored for it, or None if this is the first request."""
     names = {"user_id": g.caller["id"], "key": key}
     if not queries.lock(conn, **names):
         raise Problem("request_in_progress", headers={"Retry-After": "1"})

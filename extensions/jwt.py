@@ -70,7 +70,7 @@ def pair(user_id: int, session_id: int, generation: int) -> dict[str, Any]:
 
 
 def keys() -> tuple[str, ...]:
-    """The keys whose signatures hold: the one that signs, and the one before."""
+    """The keys accepted for verification: the signing key, and the previous one if any."""
     config = current_app.config
     return tuple(filter(None, (config["JWT_SECRET_KEY"], config["JWT_SECRET_KEY_PREVIOUS"])))
 
@@ -85,9 +85,9 @@ def decode(token: str, kind: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _verified(token, kind, keys):
-    """``decode`` without the check of the time: a signature that holds, holds for good.
+    """``decode`` without its expiry check, cached: a valid signature stays valid.
 
-    PyJWT is called with the extension's settings, not through it: the extension accepts a
+    PyJWT is called directly, with Flask-JWT-Extended's settings: the extension itself accepts a
     token without ``type`` or ``exp``.
     """
     key, *others = keys

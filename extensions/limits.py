@@ -1,9 +1,9 @@
 """Rate limits: flask-limiter's window and storage, asked with one round trip to Redis.
 
-flask-limiter resolves anew for each request which limits apply, which costs more than the limit
-itself. Here a limit is counted where it is named: one for all of /api, at the door, and stricter
-ones by the decorators ``@login`` and ``@registration``. While Redis is away each process counts
-for itself.
+flask-limiter works out for each request which limits apply, at a higher cost than counting. Here
+each limit is counted where it is declared: one for all of /api, in the door, and stricter ones by
+the decorators ``@login`` and ``@registration``. While Redis is away, each process counts on its
+own.
 """
 import functools
 import time
@@ -131,7 +131,7 @@ SETTINGS = {"api": "RATE_LIMIT", "login": "LOGIN_RATE_LIMIT", "registration": "R
 
 
 def init_app(app: Flask) -> None:
-    # flask-limiter adds no hooks to an app that it takes for bound already.
+    # Registered beforehand, so that flask-limiter takes the app as bound and adds no hooks.
     app.extensions.setdefault("limiter", set()).add(limiter)
     limiter.init_app(app)
     app.extensions["limits"] = {

@@ -18,16 +18,16 @@ WALKING = ("cursor", "page", "limit", "count")
 
 
 def pattern(search: str | None) -> str | None:
-    """A search term for LIKE, in which %, _ and \\ are themselves. None stays None."""
+    """Escape a search term for LIKE, so that %, _ and \\ match literally. None stays None."""
     return search and search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 class Page:
     """One page of a list, asked for by a validated query.
 
-    ``sort`` is the column, with ``-`` in front for descending; a query that has ``sort`` and
-    ``order`` says it itself. ``kept`` are the parameters that a cursor is bound to, and that every
-    link repeats.
+    ``sort`` is the column, with ``-`` in front for descending; by default it comes from the
+    query's ``sort`` and ``order``. ``kept`` are the parameters that a cursor is bound to, and that
+    every link repeats.
     """
 
     def __init__(self, query: dict, sort: str | None = None) -> None:
@@ -44,9 +44,9 @@ class Page:
                 "after": self.after, "after_id": self.after_id}
 
     def next_cursor(self, rows: list[str], key: Callable[[dict], Any] | None = None) -> str | None:
-        """The cursor behind the last row shown, or None at the end. Drops the row too many.
+        """The cursor after the last row shown, or None on the last page. Drops the extra row.
 
-        ``key`` makes of that row, as a dict, what the list is sorted by; the default is the column.
+        ``key`` gets that row as a dict and returns its sort value; the default is the column.
         """
         if len(rows) <= self.limit:
             return None
@@ -61,10 +61,10 @@ class Page:
         return (self.number - 1) * self.limit if self.number else 0
 
     def total(self, rows: list[str], count: Callable[[bool], int]) -> int | None:
-        """The list's size, by the parameter ``count``: exact, guessed, or None.
+        """The list's size, as the parameter ``count`` asks: exact, estimated, or None.
 
-        ``rows`` are those that were read, with the row too many: a page that isn't full says by
-        itself how many there are. Else ``count(estimate)`` is asked.
+        ``rows`` includes the extra row, if there is one: without it, this is the last page and
+        tells an exact total by itself. Otherwise ``count(estimate)`` is called.
         """
         how = self.query["count"]
         if self.number is None or how == "none":
@@ -119,7 +119,7 @@ class Page:
         return ", ".join(f'<{url}>; rel="{name}"' for name, url in links.items())
 
     def _signer(self, key):
-        # What the cursor is bound to is its salt: another list's or filter's has a wrong signature.
+        # The list and filters are the salt: another list's cursor fails the signature check.
         bound = cache.key_of(self.name + self.path, self.kept)
         return URLSafeSerializer(key, salt=bound, signer_kwargs={
             "digest_method": hashlib.sha256, "key_derivation": "hmac"})

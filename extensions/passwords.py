@@ -1,8 +1,8 @@
 """Passwords: argon2id, and what may be one.
 
-A password is taken exactly as it comes, spaces included and nothing cut off, after one
-normalisation to Unicode NFC, so that the same word typed on two keyboards is the same password
-(NIST SP 800-63B, 3.1.1.2). The rules are length and not being known: OWASP ASVS 5.0, 6.2.
+A password is used exactly as sent, spaces included and never truncated, after one normalisation to
+Unicode NFC, so that the same word typed on two keyboards is the same password (NIST SP 800-63B,
+3.1.1.2). The rules are about length and well-known passwords: OWASP ASVS 5.0, 6.2.
 """
 import os
 import pathlib
@@ -21,12 +21,12 @@ COMMON = frozenset(
     pathlib.Path(__file__).with_name("common_passwords.txt").read_text().splitlines()
     if not line.startswith("#")
 )
-# Verified against when there is no such account, so that this takes as long as when there is.
+# Verified against when an account does not exist, so that the check takes just as long.
 NOBODY = hasher.hash("no account has this password")
 
 
 def _begin():
-    """Start the one thread of a process that hashes: each thread that did would keep its 19 MiB."""
+    """Start the process's only hashing thread: each thread that hashes would keep its 19 MiB."""
     global _hashing
     _hashing = ThreadPoolExecutor(1, "passwords")
 

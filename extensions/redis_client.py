@@ -40,17 +40,17 @@ def _digest(source):
 class RedisClient:
     """redis-py behind a circuit breaker.
 
-    A call that fails opens it: from then on every call raises Away at once. A thread of its own
-    asks four times a second whether Redis is back, calls ``on_return`` and closes it. While all is
-    well the same thread calls ``on_beat``, which keeps its connection open: a Redis that is full of
-    clients goes on answering those that it has.
+    A failed call opens the breaker: from then on every call raises Away at once. A background
+    thread checks four times a second whether Redis is back; then it calls ``on_return`` and closes
+    the breaker. While all is well the same thread calls ``on_beat``, which keeps its connection
+    open: a Redis that has reached its client limit still serves the clients it has.
 
-    A server whose history differs from the last one's is trusted only after such a return: a
-    replica that took over may have missed what the last one was told.
+    A server whose replication history differs from its predecessor's is trusted only after such a
+    return: a replica that took over may have missed some writes.
     """
 
     class Away(Exception):
-        """Redis does not answer. ``asked``: it may have carried out the call all the same."""
+        """Redis does not answer. ``asked``: it may have executed the call all the same."""
 
         def __init__(self, asked: bool = False) -> None:
             super().__init__()
@@ -70,7 +70,7 @@ class RedisClient:
         self._here.set()
         self.away_since: float | None = None
         self.calls, self.seconds = 0, 0.0  # round trips, and what they took
-        self.returns_begun = self.returned = 0  # the number of the last one that is over
+        self.returns_begun = self.returned = 0  # returns tried; the last that succeeded
         self.on_beat = self.on_return = lambda: None
 
     @property
@@ -89,7 +89,7 @@ class RedisClient:
             raise self.Away
         try:
             return work(self._client)
-        # One that refuses (MISCONF, NOREPLICAS) is away, too; so is any without a descriptor left.
+        # A refusal (MISCONF, NOREPLICAS) counts as away, and so does a lack of file descriptors.
         except (redis.RedisError, OSError) as error:
             self._leave(error)
             raise self.Away(asked=True) from None
@@ -119,11 +119,11 @@ class RedisClient:
         self._closed.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until Redis is there, ``seconds`` at most. Whether it is."""
+        """Wait at most ``seconds`` until Redis is back. Returns whether it is."""
         return self._here.wait(max(0, seconds))
 
     def answers(self) -> bool:
-        """Whether Redis answers a new client and takes writes, even if it is away here."""
+        """Whether Redis accepts a new client and a write, even while the breaker is open."""
         pool = self._client.connection_pool
         stranger = pool.connection_kwargs | {"redis_connect_func": None}
         with contextlib.suppress(redis.RedisError, OSError), contextlib.ExitStack() as stack:
@@ -141,7 +141,7 @@ class RedisClient:
                 log.warning("Redis is away: %s: %s", type(error).__name__, error)
 
     def _talk(self, redis_, commands):
-        # A connection for each thread, without redis-py's command layer: half of a call's time.
+        # One connection per thread, without redis-py's command layer, which takes half the time.
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = redis_.connection_pool.make_connection()
@@ -183,9 +183,9 @@ class RedisClient:
             self._pid = os.getpid()
 
     def _meet(self, connection):
-        """Check on a new connection that the server has the history of the last one.
+        """Check that a new connection's server shares its predecessor's replication history.
 
-        If not, no connection is good any more, and the heartbeat meets the new server.
+        If not, all existing connections are invalid, and the heartbeat accepts the new server.
         """
         connection.on_connect()
         past = _past_of(connection)

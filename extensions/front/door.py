@@ -1,13 +1,13 @@
 """The door: what every request passes before Flask, and every answer on its way out.
 
-On the way in a request gets its id and its client's address; one below /api is counted against the
-limit, and by the same call to Redis its answer is looked up, where its URL says which entry of the
-cache that is. What is over the limit or known goes out from here; everything else goes on to Flask,
-with what was found. On the way out every answer gets its headers, its metrics and its line in the
-log, whoever made it.
+On the way in a request gets its id and its client's address. One below /api is counted against the
+rate limit and, if its URL tells which cache entry it asks for, looked up in the same call to Redis.
+If it is over the limit or a cache hit, it is answered here; everything else goes on to Flask, with
+the result of the lookup. On the way out every answer gets its headers, its metrics and its line in
+the access log, whatever made it.
 
-To a WSGI server the door is the application. The worker (extensions/front/worker.py) hands it the
-requests that arrived together, which cost one call to Redis and one write to the log.
+To a WSGI server the door is the application. The worker (extensions/front/worker.py) hands it
+requests in batches: those that arrived together cost one call to Redis and one write to the log.
 """
 import json
 from collections.abc import Callable, Iterable
@@ -27,9 +27,9 @@ from extensions.redis_client import RedisClient
 class Door:
     """The WSGI application around Flask's.
 
-    ``ready`` are answers that need nothing: a function that makes the JSON, by path. ``direct`` are
-    those that need no more than the Visit: a route, and a function that makes (status, headers,
-    body), by path. ``notices`` are functions that add to the headers of every answer below a path.
+    ``ready`` maps a path to a function that makes its JSON without any input. ``direct`` maps a
+    path to its route and a function that makes (status, headers, body) from the Visit alone.
+    ``notices`` maps a path to a function that adds headers to every answer at or below it.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -85,9 +85,9 @@ class Door:
         return self._answered(visits, self._make)
 
     def answers_again(self, visits: list[Visit]) -> list[Answer | None]:
-        """As ``answers``, for those whose answer is being computed by somebody else.
+        """Like ``answers``, for visits whose answer another request is computing.
 
-        If nobody computes it any longer, the first of them does: the others wait for that one.
+        If that is no longer so, the first visit computes the answer and the others wait for it.
         """
         seen: dict[tuple, cache.Found] = {}
         for visit in visits:
@@ -107,9 +107,9 @@ class Door:
         return self._finished(visit, *errors.render(problem, visit.shown_path, visit.id))
 
     def ask(self, visit: Visit, start_response: Callable) -> Iterable[bytes]:
-        """The answer of Flask, or of a function beside it, as WSGI has it. This may take long.
+        """The answer as a WSGI iterable, from Flask or a function that bypasses it. May be slow.
 
-        The line of the log waits for the caller's ``log.flush()``.
+        The access-log line is buffered until the caller's ``log.flush()``.
         """
         find = self._way(visit)
         if find:

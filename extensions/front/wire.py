@@ -1,7 +1,7 @@
 """HTTP/1.1 on a connection: what a client has sent so far, and an answer in one piece.
 
-The parser is gunicorn's, stricter where RFC 9112 is. It would wait for what isn't there yet, so a
-request is looked through for its end first: nothing is parsed twice, and nobody waits.
+The parser is gunicorn's, made stricter where RFC 9112 is. It would block on missing bytes, so we
+scan for the end of a request first: nothing is parsed twice, and nothing blocks.
 """
 import contextlib
 import functools
@@ -29,7 +29,7 @@ _HOST = re.compile(r"[\w\-.~%!$&'()*+,;=:\[\]]*", re.A)
 _FIRST_LINE = re.compile(rb"([A-Z]{1,20}) (/[\x21-\x7e]{0,2000})")
 _SOUND = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
 
-# Between requests; a request's head or body is arriving; an answer is being made, sent; farewell.
+# Between requests; head arriving; body arriving; answer being made; being sent; lingering close.
 IDLE, HEAD, BODY, BUSY, WRITING, CLOSING = range(6)
 
 
@@ -46,10 +46,10 @@ class Connection:
         self.sock, self.address, self.server = sock, address, server
         self.state, self.deadline = HEAD, time.monotonic() + HEAD_SECONDS
         self.data, self.out = bytearray(), b""
-        self.request = None  # whose head has been taken out of ``data``
-        self.end = 0  # where its body ends there, -1 while its chunks must tell
-        self.scanned = 0  # how far these have been looked through
-        self.taken = 0  # the size of the body that is being answered
+        self.request = None  # its head has been removed from ``data``
+        self.end = 0  # where its body ends in ``data``; -1 until the last chunk is found
+        self.scanned = 0  # how far the chunks have been scanned
+        self.taken = 0  # size of the body whose request is being answered
         self.problem = None  # why it is refused
         self.closes = self.eof = False
         self.watched = 0
@@ -128,7 +128,7 @@ class Connection:
         return -1
 
     def _end_of_trailers(self, line):
-        """Where the trailers end, if there are any, behind the end of the last chunk's line."""
+        """Where the trailers (if any) end, or -1; ``line`` is where the last chunk's line ends."""
         data = self.data
         end = data.find(b"\r\n\r\n", line, line + LARGEST_HEAD)
         if end < 0:
@@ -203,7 +203,7 @@ class Unread:
 
 
 class Gathered(unreader.Unreader):
-    """The bytes of a request that are there, for gunicorn's parser, which never waits for more."""
+    """Feeds gunicorn's parser the bytes that have arrived, so that it never waits for more."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         self.buf = io.BytesIO()
@@ -261,7 +261,7 @@ def _date(second):
 
 
 def _bare(data, start):
-    """Whether a line ends in LF alone: what follows never ends the way it is read here."""
+    """Whether a line ends in a bare LF: the CRLF that this module scans for may never come."""
     return data.count(b"\n", start) != data.count(b"\r\n", start)
 
 

@@ -1,12 +1,12 @@
 """The gunicorn worker: whole requests only, the door in the loop, threads for what needs them.
 
-One thread, the loop, accepts, reads and waits for all clients. Requests that arrived together, to
-their last byte (front/wire.py), go through the door together. What the door answers is sent at
-once; the rest goes to the threads. So a client that is slow to send holds a buffer, not a thread,
-and a short answer costs neither a thread switch nor a fight for the interpreter. Answers that a
-client is slow to read are sent on by the loop, but for streams, which keep their thread.
+One thread, the event loop, accepts, reads and waits for all clients. Requests that have completely
+arrived (front/wire.py) in one round of the loop go through the door together. What the door answers
+is sent at once; the rest goes to the thread pool. So a slow sender holds a buffer, not a thread,
+and a short answer costs neither a thread switch nor contention for the GIL. When a client is slow
+to read, the loop sends the rest of its answer; only a streamed answer keeps its thread.
 
-Behind TLS of gunicorn's own the plain ThreadWorker does the work.
+With gunicorn's own TLS the plain ThreadWorker does the work.
 """
 import contextlib
 import errno
@@ -46,12 +46,12 @@ from extensions.http.errors import Problem
 from extensions.http.visit import Answer, Visit
 
 READ_SECONDS = 60  # for the client to take some of an answer
-FRESH_SECONDS = 0.5  # for a request on its way: behind a connection, behind an answer
-CLOSE_SECONDS = 2  # for the client's own farewell (RFC 9112, 9.6)
-LOOK_SECONDS = 0.25  # how often deadlines are looked at
-SAMPLE_SECONDS = 1  # how often metrics are told of what there is
+FRESH_SECONDS = 0.5  # for a request that may be on its way after an accept or an answer
+CLOSE_SECONDS = 2  # for the client to close its side (RFC 9112, 9.6)
+LOOK_SECONDS = 0.25  # how often deadlines are checked
+SAMPLE_SECONDS = 1  # how often gauges are updated
 BLOCK = 65536
-AHEAD = 65536  # what may be sent ahead while an answer is made
+AHEAD = 65536  # bytes that a client may pipeline while an answer is made
 LARGEST_ALL = 64 << 20  # what all connections of a worker may hold together
 WHOLE = 1 << 20  # an answer up to this size is sent in one piece
 CONNECTIONS = 8192
@@ -102,7 +102,7 @@ class Worker(ThreadWorker):
         self.leaves: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """TERM: say 'draining' to whoever asks, for a while, and leave then."""
+        """TERM: report 'draining' to readiness checks for DRAIN_SECONDS, then shut down."""
         self.draining.set()
         if self.drain_seconds and self.alive:
             self.leaves = self.leaves or time.monotonic() + self.drain_seconds
@@ -211,7 +211,7 @@ class Worker(ThreadWorker):
 
     def is_full(self) -> bool:
         """Whether all connections together hold too much."""
-        if self.held > LARGEST_ALL:  # which only grows: what is gone is seen now
+        if self.held > LARGEST_ALL:  # ``held`` only grows: recount now
             self.held = sum(len(conn.data) + conn.taken for conn in self.connections)
         return self.held > LARGEST_ALL
 
@@ -284,7 +284,7 @@ class Worker(ThreadWorker):
                answer: Answer | None) -> None:
         if answer is None:
             if visit.found and visit.found.busy:
-                # A thread could keep the very request waiting that it waits for.
+                # The loop polls: a waiting thread could block the very request it waits for.
                 self.waiting.append((visit, conn, request, response))
                 return
             self.working.add(conn)
@@ -323,7 +323,7 @@ class Worker(ThreadWorker):
         if conn.sock.gettimeout():
             conn.sock.settimeout(None)  # or the loop would wait, too
         self.working.discard(conn)
-        if not self.working:  # else the next to be done writes this line, too, or the loop does
+        if not self.working:  # else the next thread to finish, or the loop, writes this line
             self.door.log.flush()
         if not self.send(conn, data) or conn.closes:
             self.method_queue.defer(self.finish, conn, b"")
@@ -373,7 +373,7 @@ class Worker(ThreadWorker):
 
     @contained
     def go_on(self, conn: Connection) -> None:
-        """With the loop again: what came while the answer was made."""
+        """Back in the loop: handle what arrived while the answer was made."""
         if conn.state != IDLE:
             return
         conn.taken = 0
@@ -385,7 +385,7 @@ class Worker(ThreadWorker):
             self.watch(conn, selectors.EVENT_READ)
 
     def part(self, conn: Connection) -> None:
-        """Close this side, and wait for the client's: a reset would take the answer with it."""
+        """Shut down our side, and wait for the client's: a reset would discard the answer."""
         if conn.eof:
             self.drop(conn)
             return
@@ -444,9 +444,9 @@ class Worker(ThreadWorker):
             self.drop(conn)
 
     def shed(self) -> None:
-        """Part with some of those who wait longest: others want to come in.
+        """Close some of the connections that have waited longest, to make room for new ones.
 
-        Not with who has just come in or been answered: a request may lie there unread.
+        Spares those just accepted or just answered: a request may lie there unread.
         """
         fresh = time.monotonic() - FRESH_SECONDS
         spared = {HEAD: fresh + HEAD_SECONDS, IDLE: fresh + self.cfg.keepalive}
@@ -456,10 +456,10 @@ class Worker(ThreadWorker):
             self.expire(conn, True)
 
     def _cap_keepalive(self, deadline):
-        """The worker leaves: clients that are connected are served, new ones are refused.
+        """The worker shuts down: serve connected clients, refuse new ones.
 
-        A refused client can go elsewhere. If the socket stayed open until the last answer is out,
-        the kernel would accept clients that nobody serves and that the worker's end cuts off.
+        A refused client can go elsewhere. If the listener stayed open until the last answer is
+        sent, the kernel would accept clients that nobody serves and that the exit cuts off.
         """
         for listener in self.sockets:
             while self.accept(listener):

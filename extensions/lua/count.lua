@@ -1,5 +1,5 @@
--- Count and remaining life, in ms, in one answer. A key that has no end, for whatever reason, gets
--- one.
+-- Increments a counter; returns it and its time to live in ms. A key that has no expiry, for
+-- whatever reason, gets one.
 local function count(key, window)
     local counted, left = redis.call('INCRBY', key, 1), redis.call('PTTL', key)
     if left < 0 then

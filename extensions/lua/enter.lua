@@ -1,9 +1,10 @@
--- Counts a visit, and looks up what it asks for.
--- KEYS: the count; then, where an entry is asked for: lock, compressed form, entry, groups...
--- ARGV: window in ms (0: not counted), limit, a new word, its life in s, the lock's life in ms (0:
--- no lock), the lease in ms
--- Returns count, time left; then generation ('' while a group is marked), what was found (1 or 2,
--- 0: compute it, -1: somebody does), the entry
+-- Counts a visit, and looks up the entry that it asks for.
+-- KEYS: the counter, if counted; then, if there is an entry to look up: lock, compressed entry,
+-- entry, groups...
+-- ARGV: window in ms (0: not counted), limit, a new word, its TTL in s, the lock's TTL in ms (0: no
+-- lock), the lease in ms
+-- Returns count, time left in ms; then generation ('' while a group is marked), state (1, 2: which
+-- entry key matched; 0: compute it; -1: another request is computing it), the entry
 local counted, left, at = 0, 0, 1
 if ARGV[1] ~= '0' then
     counted, left = count(KEYS[1], ARGV[1])

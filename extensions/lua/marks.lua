@@ -1,4 +1,4 @@
--- A marked group is '!' and its writers, each with the time in ms at which its mark runs out.
+-- The value of a marked group: '!', then each writer with the time in ms when its mark expires.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
