@@ -17,7 +17,7 @@ from schemas.problems import PROBLEMS
 
 
 class Commands(AppGroup):
-    """Commands whose trouble, with the database or with what they are given, is one clear line."""
+    """A command group that reports database errors and invalid input as one clear line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,7 +44,7 @@ def init_app(app: Flask) -> None:
 
 
 def url() -> str:
-    """The database's URL, if it leads where it should; starts the embedded server without one."""
+    """The database URL, after the pooler check; without one, starts the embedded server."""
     try:
         db.check_pooler(current_app.config)
     except db.PoolerError as error:
@@ -102,7 +102,7 @@ def check_command() -> None:
 
 
 def check_books() -> int:
-    """Say what differs from the rows it comes from. Returns how much does."""
+    """Print what differs from the rows it is derived from. Returns the number of differences."""
     queries, wrong = db.load("check", patient=True), 0
     checks = {
         "products of a category": queries.counts, "products that were sold": queries.stock,
@@ -211,7 +211,7 @@ def reset(yes: bool) -> None:
 
 
 class Progress:
-    """A bar for each thing that is filled on a terminal, a line now and then elsewhere."""
+    """Seeding progress: on a terminal one bar per table, elsewhere one line per block."""
 
     def __init__(self) -> None:
         self._bar: Any = None  # of click's

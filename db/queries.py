@@ -17,8 +17,8 @@ ndjson   COPY of the rows as JSON, one a line: a psycopg Copy to read blocks fro
 
 A query that takes longer than SLOW_SECONDS is named in the log.
 
-``replan`` after the shape keeps PostgreSQL from preparing the statement: each run is planned with
-its own values, so that unused filters fold away and the plain index remains.
+``replan`` after the shape means that the statement is not prepared: each run is planned with its
+actual values, so that unused filters are optimised away and an ordinary index can be used.
 """
 import logging
 import math
@@ -56,7 +56,7 @@ class Query:
         text = "\n".join(x for x in sql.splitlines() if not x.startswith("--")).strip().rstrip(";")
         self.plain = text
         self.sql = _WRAP.get(shape, "{}").format(text)
-        # The name in front is what PostgreSQL shows of a statement that runs, or took long.
+        # The leading name identifies the statement in PostgreSQL's activity view and slow log.
         self._escaped = f"/* {name} */ {_BARE_PERCENT.sub('%%', self.sql)}"
         self.index = re.findall(r"^-- index: (\w+)", sql, re.M)
         self._fetch = getattr(self, f"_{shape}")

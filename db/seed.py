@@ -28,7 +28,7 @@ def seed(url: str, sizes: dict[str, int],
     Beside user1@example.com … there is admin@example.com; everybody's password is PASSWORD.
     """
     with migrations.connect(url) as conn, conn.transaction():
-        # Several first starts at once make one shop.
+        # If several processes start for the first time at once, only one seeds.
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [migrations.LOCK + 1])
         if not queries.empty(conn):
             raise NotEmpty

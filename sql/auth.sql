@@ -26,10 +26,10 @@ SELECT id, email, password_hash, email_verified
 FROM users
 WHERE id = %(id)s::bigint
 
--- Counts an attempt before it is checked, so that of many at once only five are. A success takes
--- the row away again. The wait starts at 5 s with the fifth failure and doubles up to an hour; a
--- day without an attempt forgets. No row means to go on; else it has the seconds still to wait, and
--- whether the block is so fresh that the attempts which caused it may still be checked.
+-- Counts an attempt before it is checked, so that only five of many concurrent ones are. A success
+-- deletes the row. The wait starts at 5 s with the fifth failure and doubles up to an hour; after a
+-- day without attempts the count restarts. No row returned means go ahead; a row has the seconds
+-- left to wait, and whether the attempts that caused the block may still be in progress.
 -- name: attempt :one
 -- index: login_failures_pkey
 WITH counted AS (
@@ -45,7 +45,7 @@ WITH counted AS (
     WHERE f.blocked_until <= now()
     RETURNING 1
 )
--- (A block that is not visible yet came from an attempt beside this one.)
+-- (If the block is not visible yet, a concurrent attempt has caused it.)
 SELECT coalesce(max(ceil(extract(epoch FROM blocked_until - now()))::int), 5) AS wait,
        coalesce(bool_or(last_at > now() - interval '1 s'), true) AS fresh
 FROM login_failures
@@ -88,7 +88,7 @@ RETURNING id
 DELETE FROM sessions
 WHERE user_id = %(user_id)s::bigint AND expires_at <= now()
 
--- Of any number of uses of one refresh token exactly one finds its generation.
+-- However often a refresh token is used, only one use finds its generation.
 -- name: rotate :value
 -- index: sessions_user_idx
 UPDATE sessions
@@ -99,7 +99,7 @@ WHERE id = %(session_id)s::bigint AND user_id = %(user_id)s::bigint
   AND generation = %(generation)s AND expires_at > now()
 RETURNING generation
 
--- A twin that came just too late: the generation to go on with.
+-- For a concurrent use of the same token that came second: the current generation.
 -- name: rotated_just_now :value
 -- index: sessions_user_idx
 SELECT generation
@@ -141,7 +141,7 @@ WHERE id = %(user_id)s::bigint AND password_hash = %(old)s
 DELETE FROM mail_tokens
 WHERE user_id = %(user_id)s::bigint
 
--- Uses a token up. An address that has changed since takes the token's right away.
+-- Uses a token up. It is not valid if the user's address has changed since.
 -- name: redeem :one
 -- index: mail_tokens_pkey
 DELETE FROM mail_tokens t

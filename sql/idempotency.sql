@@ -1,8 +1,8 @@
--- Whether this request is alone with its key. A second one is told so at once, not made to wait.
+-- Whether no other request with this key is running. A second one is refused at once, not queued.
 -- name: lock :value
 SELECT pg_try_advisory_xact_lock(hashtextextended(%(key)s, %(user_id)s))
 
--- A statement of its own behind the lock, so that it sees what the lock's last holder stored.
+-- A separate statement after the lock, so that it sees what the lock's last holder committed.
 -- name: get :one
 SELECT request_hash, status, location, body
 FROM idempotency_keys

@@ -2,8 +2,8 @@
 INSERT INTO mails (purpose, email)
 VALUES (%(purpose)s, %(email)s)
 
--- Takes the next mail that is due for as long as its next try is away: half a minute, a minute,
--- two …, an hour at the most. So no lock is held while a mail server is spoken to.
+-- Claims the next due mail by moving its due time to the next attempt: half a minute, a minute,
+-- two …, at most an hour later. So no lock is held while talking to a mail server.
 -- name: take :one
 -- index: mails_due_idx
 WITH taken AS (

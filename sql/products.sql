@@ -1,5 +1,5 @@
--- The row numbers are found by an index alone, where the filters let it, and only the page's own
--- rows are read: that is what a far page costs less by. A subquery for each keeps their order.
+-- The ids are found by an index-only scan, where the filters allow it, and only the page's own
+-- rows are read: this makes distant pages cheaper. A subquery per row keeps their order.
 -- name: page :column replan
 SELECT (SELECT row_to_json(v)::text FROM products_v1 v WHERE v.id = k.id)
 FROM (
@@ -36,8 +36,8 @@ FROM (
     LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
 ) k
 
--- `page` with nothing to fold away, which is prepared, and its total: to read and plan that one takes
--- longer than to find the rows. Behind the end there is nothing to walk to.
+-- `page` without optional filters, and its total. It is prepared: to parse and plan `page` takes
+-- longer than to find the rows. Past the end, LIMIT 0 avoids the scan.
 -- name: newest :many
 -- index: products_category_created_idx
 WITH kept AS MATERIALIZED (
@@ -56,12 +56,12 @@ FROM (
     OFFSET %(offset)s::bigint
 ) k
 
--- Relevance is three lists, one behind the other: names that begin with the term, in alphabetical
--- order, so that the name itself comes first; names that have it elsewhere, the newest first; and
--- what has it only in description or SKU, the newest first. (Terms of one or two letters, which no
--- trigram index knows, make do with the first list and the rest.) There is no ORDER BY around
--- them: PostgreSQL reads the parts of a UNION ALL in turn and stops at the limit, so that a word
--- which is everywhere costs no more than the page. `after_rank` and `after_name` go with a cursor.
+-- Relevance is three lists, one after the other: names that begin with the term, in alphabetical
+-- order, so that an exact match comes first; names that contain it elsewhere, newest first; and
+-- products with it only in description or SKU, newest first. (For terms of one or two letters,
+-- which no trigram index supports, the third list includes the second.) There is no outer ORDER
+-- BY: PostgreSQL reads the parts of a UNION ALL in turn and stops at the limit, so that a very
+-- common word costs no more than the page. `after_rank` and `after_name` come from a cursor.
 -- name: relevant :many replan
 SELECT k.rank, (SELECT row_to_json(v)::text FROM products_v1 v WHERE v.id = k.id) AS json
 FROM (
@@ -108,9 +108,9 @@ FROM (
     LIMIT %(limit)s::bigint OFFSET %(offset)s::bigint
 ) k
 
--- How many products have a term, up to 501: then it is common, and reading in order meets it soon.
--- And id and rank of those that the filters let pass, the most relevant first, as above.
--- No trigram index knows terms of one or two letters.
+-- How many products contain a term, up to 501: then it is common, and a scan in order finds enough
+-- soon. Also the id and rank of those that pass the filters, most relevant first, as above.
+-- Terms of one or two letters use short_grams(): no trigram index supports them.
 -- name: matches :one replan
 -- index: products_grams_idx
 SELECT count(*) AS found,

@@ -8,7 +8,7 @@ CREATE TEMPORARY TABLE staged_products (
     price       text,
     stock       text,
     category    text,
-    wrong       text  -- what keeps the row from being cells of these columns
+    wrong       text  -- why the row can't be split into these columns, or NULL
 ) ON COMMIT DROP
 
 -- name: analyze :count
@@ -42,8 +42,8 @@ FROM (
 WHERE reason IS NOT NULL
 ORDER BY line, reason
 
--- Products that exist are locked in the order of their ids, as in a sale, before the file's order
--- has a say.
+-- Locks existing products in the order of their ids, as in a sale, before `merge` would lock them
+-- in the file's order.
 -- name: lock :value
 SELECT count(*)
 FROM (

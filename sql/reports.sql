@@ -1,5 +1,5 @@
--- How much a window holds: what Report-Rows and Report-Amount promise. Whole days that are sealed
--- come from their sums; the rest of the window, before and behind them, is counted.
+-- The rows and the amount of a window, for Report-Rows and Report-Amount. Whole sealed days come
+-- from sales_days; the rest of the window, before and after them, is counted.
 -- name: size :one replan
 -- index: transaction_items_created_idx
 WITH span AS (
@@ -57,8 +57,8 @@ WHERE created_at >= %(start_date)s::timestamptz AND created_at < %(end_date)s::t
 ORDER BY i.created_at, transaction_id, line
 
 -- Sums by day, week, month or category: whole sealed days from sales_days, the rest of the window
--- from the lines. An order counts once in every group: by its first line for times, by its first
--- line of a category.
+-- from the lines. An order counts once per group: in a time group by its first line, in a category
+-- by its first line of that category.
 -- name: sales :value replan
 -- index: transaction_items_created_idx
 WITH span AS (

@@ -26,10 +26,10 @@ SELECT t.id, t.user_id, t.status, t.total, t.items, t.created_at, t.refunded_at
 FROM transactions_v1 t
 WHERE t.id = %(id)s::bigint AND (%(user_id)s::bigint IS NULL OR t.user_id = %(user_id)s)
 
--- The whole sale in one statement. The buyer is locked before the products, as whoever deletes a
--- user locks them before their sales, and products in the order of their ids, so that no two ever
--- wait for each other; stock is taken only if there is enough of everything; names and prices are
--- those of the locked rows. One row comes back: the sale as JSON, or what stood in its way.
+-- The whole sale in one statement. To prevent deadlocks, the buyer is locked before the products
+-- (deleting a user also locks the user before the sales), and the products in the order of their
+-- ids. Stock is taken only if there is enough of every product; names and prices are those of the
+-- locked rows. Returns one row: the sale as JSON, or the products that prevented it.
 -- name: sell :one
 -- index: products_pkey
 WITH wanted AS (
@@ -46,7 +46,7 @@ WITH wanted AS (
     FROM products p
     JOIN wanted w ON w.product_id = p.id
     WHERE p.retired_at IS NULL
-      -- Always true; a buyer who is gone by now is refused by the foreign key.
+      -- Always true: it runs `buyer` first. The foreign key refuses a deleted buyer.
       AND (SELECT count(*) FROM buyer) >= 0
     ORDER BY p.id
     FOR NO KEY UPDATE OF p

@@ -1,4 +1,4 @@
--- Expired rows go a thousand at a time, and none that somebody else is at.
+-- Deletes expired rows a thousand at a time, skipping those locked by another transaction.
 
 -- name: expire_keys :count
 -- index: idempotency_keys_created_idx

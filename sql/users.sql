@@ -59,7 +59,7 @@ FROM users
 WHERE id = %(id)s::bigint
 FOR UPDATE
 
--- Locks every admin, in one order, so that of two who remove each other one sees the other gone.
+-- Locks all admins in the order of their ids: if two remove each other, the second sees the change.
 -- name: lock_admins :many
 -- index: users_admin_idx
 SELECT id

@@ -287,10 +287,10 @@ def new_hash(password: str, email: str | None = None, field: str = "password") -
 
 
 def count_attempt(attempt_from: dict) -> None:
-    """Count a try at a password before it is checked. 429 while the account has to wait.
+    """Count a password attempt before it is checked. 429 while the account is blocked.
 
-    Tries are counted first so that of any number at once only five are checked. Right ones among
-    them lift the block again, which those beside them wait a second for.
+    Attempts are counted first so that of any number of concurrent ones only five are checked. A
+    correct one among them lifts the block; the others wait up to a second for that.
     """
     for _ in range(15):
         with db.reading() as conn:

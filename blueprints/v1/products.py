@@ -142,7 +142,7 @@ def is_plain(query: dict) -> bool:
 
 
 def counted(filters: dict, query: dict, page: Page, estimate: bool) -> int:
-    """How many products there are of these filters; exactly, once a change of one."""
+    """How many products match the filters; an exact count is cached until a product changes."""
     def ask():
         with db.reading() as conn:
             return (queries.count.estimate if estimate else queries.count)(conn, **filters)
@@ -157,7 +157,7 @@ def counted(filters: dict, query: dict, page: Page, estimate: bool) -> int:
 def read(
     page: Page, query: dict, filters: dict, ranked: list | None
 ) -> tuple[list[str], Callable | None]:
-    """(rows as JSON, what their cursor is made of) of a page."""
+    """A page's (rows as JSON, function from a row to its cursor's key, or None)."""
     with db.reading() as conn:
         if query["sort"] != "relevance":
             return queries.page(conn, **filters, **page.window()), None
@@ -176,11 +176,11 @@ def read(
 
 
 def rare(search: str | None, filters: dict) -> list | None:
-    """[[id, rank]] of the products that have a rare term and pass the filters, best first.
+    """[[id, rank]] of the products that match a rare term and the filters, best first.
 
-    None where there is no term, or a common one. PostgreSQL remembers a hundred texts: of a term
-    that one of them happens to have it guesses that a hundredth of all have it, and would read
-    products in order until it has met enough.
+    None if there is no term, or a common one. PostgreSQL's statistics sample a hundred texts: if
+    one of them contains the term, it estimates that 1% of all products do, and would read
+    products in order until it has found enough.
     """
     if search is None:
         return None
@@ -206,9 +206,9 @@ def lock(conn: db.Connection, product_id: int) -> dict:
 
 def change(conn: db.Connection, product_id: int, categories: Iterable[int | None],
            moves: bool = False) -> None:
-    """Make stale what shows this product: itself, the lists and counts that it is in or was in.
+    """Invalidate the cache of this product, and of the lists and counts it is in or was in.
 
-    ``moves`` where it enters a category, or leaves one.
+    ``moves``: whether it enters or leaves a category.
     """
     categories = [c for c in categories if c]
     cache.change(

@@ -58,7 +58,7 @@ class Transactions(MethodView):
         # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
         response = Response(itertools.chain(blocks, leaving(held)), content_type=TYPES[kind] + (
             "; charset=utf-8; header=present" if kind == "csv" else ""))
-        response.call_on_close(held.close)  # for who goes before the end
+        response.call_on_close(held.close)  # if the client disconnects early
         name = f"transactions_{query['start_date']:%Y-%m-%d}_{query['end_date']:%Y-%m-%d}.{kind}"
         response.headers.update({
             "Content-Disposition": f'attachment; filename="{name}"',
@@ -105,8 +105,8 @@ def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, It
     blocks = stream(conn, kind, window)
 
     def leave():
-        # A COPY that has come to its end keeps the connection locked until its block is left; one
-        # that has not ends with the connection.
+        # A finished COPY keeps the connection locked until its ``with`` block is left; an
+        # unfinished one ends when the connection is closed.
         if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
             blocks.close()
     held.callback(leave)
@@ -114,7 +114,7 @@ def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, It
 
 
 def leaving(held: contextlib.ExitStack) -> Iterator[bytes]:
-    """No block, but the end: gives back what is held."""
+    """Yield nothing; release ``held`` once the blocks before it are read."""
     held.close()
     yield from ()
 

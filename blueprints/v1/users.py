@@ -32,7 +32,7 @@ auth = db.load("auth")
 
 @blp.before_app_request
 def end_after_sunset() -> None:
-    """410 once the operator has switched v1's users off and their day has come."""
+    """Answer 410 for v1's users from V1_USERS_SUNSET on, if V1_USERS_GONE is set."""
     config = current_app.config
     if asked_for() and config["V1_USERS_GONE"] and \
             datetime.now(config["V1_USERS_SUNSET"].tzinfo) >= config["V1_USERS_SUNSET"]:
