@@ -17,7 +17,7 @@ import db
 from blueprints.cli_db import url
 from blueprints.v1.reports import stream, sums
 from db import migrations
-from db.pool import aftermath
+from db.pool import completion_callbacks
 from extensions import cache
 from schemas.moments import Moment
 
@@ -46,9 +46,9 @@ def import_(file: str, dry_run: bool) -> None:
     The file has a header line with sku, name and price, and may have description, stock and
     category (by name). Every row that is wrong is reported with its line.
     """
-    with aftermath() as after, migrations.connect(url()) as conn, \
+    with completion_callbacks() as callbacks, migrations.connect(url()) as conn, \
             conn.transaction(force_rollback=dry_run):
-        conn.after = after
+        conn.on_complete = callbacks
         files.stage(conn)
         columns = copy_in(conn, file)
         files.analyze(conn)

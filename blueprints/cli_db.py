@@ -59,7 +59,7 @@ def upgrade(dry_run: bool) -> None:
     """Apply the migrations that are new."""
     if dry_run:
         with migrations.connect(url()) as conn:
-            todo = migrations.new(conn)
+            todo = migrations.pending(conn)
         for migration in todo:
             click.echo(f"-- {migration.version:04d}_{migration.name}\n{migration.up.strip()}\n")
         click.echo(f"-- {len(todo)} to be applied." if todo else "-- Nothing to do.")
@@ -152,7 +152,7 @@ def restore_command(file: str) -> None:
     cache.invalidate(cache.EVERYTHING)
     click.echo("Restored. `flask db grant` lets the API's role in.")
     with migrations.connect(url()) as conn:
-        todo = migrations.new(conn)
+        todo = migrations.pending(conn)
     if todo:
         click.echo("It is of an older release: `flask db upgrade`, then `flask db check`.")
     else:
@@ -187,7 +187,7 @@ def seed_command(force: bool, yes: bool, **sizes: int) -> None:
 def offer_upgrade(yes: bool) -> None:
     """Apply the migrations that are new, if there are any and the operator agrees."""
     with migrations.connect(url()) as conn:
-        if not migrations.new(conn):
+        if not migrations.pending(conn):
             return
     if not yes:
         if not sys.stdin.isatty():

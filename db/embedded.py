@@ -67,7 +67,7 @@ class Servers:
             fcntl.flock(self._lease, fcntl.LOCK_SH)
             self._owner = os.getpid()
             try:
-                self._call_watcher()  # first: if this start is killed, the watcher cleans up
+                self._ensure_watcher()  # first: if this start is killed, the watcher cleans up
                 self._open_postgres()
                 if not self.pid(VALKEY):
                     self.launch_valkey()
@@ -105,7 +105,7 @@ class Servers:
 
     def pid(self, name: str) -> int | None:
         """The pid of the server that listens on a socket, or None."""
-        return peer(self.sockets / name)
+        return listener_pid(self.sockets / name)
 
     def end(self) -> None:
         """Stop both servers."""
@@ -123,15 +123,15 @@ class Servers:
 
     def _end_unless_leased(self):
         with open(self.home / "lease", "a") as lease:
-            if _free(lease):
+            if _is_unlocked(lease):
                 self.end()
 
     def _watched(self):
         """Whether a watcher runs. It locks the file ``watcher`` for as long as it does."""
         with open(self.home / "watcher", "a") as file:
-            return not _free(file)
+            return not _is_unlocked(file)
 
-    def _call_watcher(self):
+    def _ensure_watcher(self):
         if self._watched():
             return
         # Its errors go to a file, its log to our output as well.
@@ -275,14 +275,14 @@ class Watcher:
             self.pids = {name: self.servers.pid(name) for name in NAMES}
 
     def run(self) -> None:
-        if not _wait_until(lambda: _taken(self.lock), MOMENT_SECONDS):
+        if not _wait_until(lambda: _try_lock(self.lock), MOMENT_SECONDS):
             return  # another watcher runs; a mere check holds the lock only for an instant
         unused = 0
         while True:
             if self.starter != os.getppid():  # starter gone: close stdout, its reader awaits EOF
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 self.starter = os.getppid()
-            if _taken(self.gate):  # if not, a start or a stop is under way
+            if _try_lock(self.gate):  # if not, a start or a stop is under way
                 unused = 0 if self._see_to_them() else unused + 1
                 if unused == 2:  # a killed start may leave a server that does not listen yet
                     os.close(self.lock)  # under the gate: the next to start sees no watcher
@@ -298,7 +298,7 @@ class Watcher:
                 if self.pids[name]:
                     _end(self.pids[name], how)
             self.servers.drop_sockets()
-        elif _free(self.lease):
+        elif _is_unlocked(self.lease):
             self.servers.end()
         else:
             self._revive(POSTGRES, self.servers.launch_postgres)
@@ -423,7 +423,7 @@ def _link_or_copy(source, target):
         shutil.copy2(source, target)
 
 
-def peer(path: pathlib.Path) -> int | None:
+def listener_pid(path: pathlib.Path) -> int | None:
     """The pid of the process that listens on a Unix socket, or None if nobody does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(2)
@@ -450,7 +450,7 @@ def _end(pid, how):
         _wait_until(lambda: _ended(pid), STOP_SECONDS)
 
 
-def _taken(file):
+def _try_lock(file):
     """Lock a file, unless somebody else has."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -459,9 +459,9 @@ def _taken(file):
     return True
 
 
-def _free(file):
+def _is_unlocked(file):
     """Whether nobody has locked a file. Of the lease that is true until the gate is left."""
-    if free := _taken(file):
+    if free := _try_lock(file):
         fcntl.flock(file, fcntl.LOCK_UN)
     return free
 

@@ -80,13 +80,13 @@ def connect(url: str, lock_seconds: int = 60) -> Sessionless:
 
 def applied(conn: Connection) -> dict[int, tuple[str, str]]:
     """{version: (name, checksum)} of what the database has seen."""
-    if not _remembers(conn):
+    if not _has_history(conn):
         return {}
     rows = conn.execute("SELECT version, name, checksum FROM schema_migrations ORDER BY version")
     return {version: (name, checksum) for version, name, checksum in rows}
 
 
-def _remembers(conn):
+def _has_history(conn):
     return conn.execute("SELECT to_regclass('schema_migrations')").fetchone() != (None,)
 
 
@@ -109,7 +109,7 @@ def check(known: list[Migration], seen: dict[int, tuple[str, str]]) -> None:
             )
 
 
-def new(conn: Connection) -> list[Migration]:
+def pending(conn: Connection) -> list[Migration]:
     """The migrations that are to be applied. Raises MigrationError where the files don't fit."""
     known, seen = files(), applied(conn)
     check(known, seen)
@@ -118,12 +118,12 @@ def new(conn: Connection) -> list[Migration]:
 
 def upgrade(url: str, report: Callable[[str], None] = lambda text: None) -> int:
     """Apply what is new. Returns how many. Safe to call from any number of processes at once."""
-    with _alone(url), connect(url, LOCK_SECONDS) as conn:
-        if not _remembers(conn):
+    with _migration_lock(url), connect(url, LOCK_SECONDS) as conn:
+        if not _has_history(conn):
             conn.execute("CREATE TABLE schema_migrations (version int PRIMARY KEY,"
                          " name text NOT NULL, checksum text NOT NULL,"
                          " applied_at timestamptz NOT NULL DEFAULT now())")
-        todo = new(conn)
+        todo = pending(conn)
         for migration in todo:
             report(f"applying {migration.version:04d}_{migration.name}")
             _run(conn, migration, migration.up, (
@@ -136,7 +136,7 @@ def upgrade(url: str, report: Callable[[str], None] = lambda text: None) -> int:
 def downgrade(url: str, steps: int = 1, report: Callable[[str], None] = lambda text: None) -> int:
     """Take the last ``steps`` migrations back. Returns how many were."""
     known = files()
-    with _alone(url), connect(url, LOCK_SECONDS) as conn:
+    with _migration_lock(url), connect(url, LOCK_SECONDS) as conn:
         seen = applied(conn)
         check(known, seen)
         undone = [m for m in reversed(known) if m.version in seen][:steps]
@@ -151,7 +151,7 @@ def downgrade(url: str, steps: int = 1, report: Callable[[str], None] = lambda t
 
 
 @contextlib.contextmanager
-def _alone(url):
+def _migration_lock(url):
     """Hold the migration lock: only one process migrates at a time.
 
     The lock belongs to a transaction, on a separate connection, because a pooler may change the
@@ -170,12 +170,12 @@ def _alone(url):
             time.sleep(0.05)
 
 
-def _run(conn, migration, text, remember, report):
+def _run(conn, migration, text, record, report):
     apply = _in_one_piece if migration.in_transaction else _step_by_step
     try:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                apply(conn, text, remember)
+                apply(conn, text, record)
                 return
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 if attempt == ATTEMPTS:
@@ -188,13 +188,13 @@ def _run(conn, migration, text, remember, report):
         ) from error
 
 
-def _in_one_piece(conn, text, remember):
+def _in_one_piece(conn, text, record):
     with conn.transaction():
         psycopg.Cursor(conn).execute(text)
-        conn.execute(*remember)
+        conn.execute(*record)
 
 
-def _step_by_step(conn, text, remember):
+def _step_by_step(conn, text, record):
     for statement in re.split(r";[ \t]*\n", text):
         if not re.sub(r"^--.*$", "", statement, flags=re.M).strip():
             continue
@@ -205,7 +205,7 @@ def _step_by_step(conn, text, remember):
                 drop = sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(index[1]))
                 psycopg.Cursor(conn).execute(drop)
         psycopg.Cursor(conn).execute(statement)
-    conn.execute(*remember)
+    conn.execute(*record)
 
 
 def grant(url: str, role: str) -> None:

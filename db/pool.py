@@ -23,13 +23,13 @@ CONNECT_SECONDS = 2
 # of one product is shorter than its estimate; planning took longer than the sale.
 BEGIN = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan"
 GRACE_SECONDS = 1.0  # what a statement may take beyond its time-out before its socket is cut
-Step = Callable[[bool], None]  # called after a block, with whether its outcome is known
+Callback = Callable[[bool], None]  # called after a block, with whether its outcome is known
 
 
 class Connection(psycopg.Connection):
     """psycopg's Connection, with the functions to call after its ``with`` block."""
 
-    after: list[Step]
+    on_complete: list[Callback]
 
 
 class Database:
@@ -67,11 +67,11 @@ class Database:
     def connection(self) -> Iterator[Connection]:
         """A connection whose ``with`` block is a transaction: committed at its end or rolled back.
 
-        Functions that the block appends to ``conn.after`` are called after it with True, or with
-        False if the outcome is unknown, because the connection was lost during COMMIT.
+        Functions that the block appends to ``conn.on_complete`` are called after it with True, or
+        with False if the outcome is unknown, because the connection was lost during COMMIT.
         """
-        with aftermath() as after, self.reading() as conn:
-            conn.after = after
+        with completion_callbacks() as callbacks, self.reading() as conn:
+            conn.on_complete = callbacks
             if isinstance(conn, Sessionless):
                 conn.begin()
             else:
@@ -162,21 +162,21 @@ class Database:
 
 
 @contextlib.contextmanager
-def aftermath() -> Iterator[list[Step]]:
+def completion_callbacks() -> Iterator[list[Callback]]:
     """A list of functions that are called after the block, with whether its outcome is known.
 
     It isn't when the connection is lost during COMMIT.
     """
-    after: list[Step] = []
+    callbacks: list[Callback] = []
     known = True
     try:
-        yield after
+        yield callbacks
     except psycopg.Error as error:
         known = not lost(error)
         raise
     finally:
-        for step in after:
-            step(known)
+        for callback in callbacks:
+            callback(known)
 
 
 class Sessionless(Connection):
@@ -195,13 +195,13 @@ class Sessionless(Connection):
     ) -> "Sessionless":
         """Connect; ``settings`` are ``{name: value}`` of PostgreSQL's own."""
         conn = super().connect(conninfo, options="", prepare_threshold=None,
-                               cursor_factory=Bringer, **kwargs)
+                               cursor_factory=SettingsCursor, **kwargs)
         conn.settings = json.dumps(settings)
         # psycopg reads times by the session's zone and date style, which another may have set.
         conn.adapters.register_loader("timestamptz", UtcLoader)
         return conn
 
-    def bring_settings(self) -> None:
+    def apply_settings(self) -> None:
         """Set them until the transaction ends."""
         psycopg.Cursor(self).execute(
             "SELECT set_config(key, value, true) FROM json_each_text(%s::json)", [self.settings]
@@ -210,7 +210,7 @@ class Sessionless(Connection):
     def begin(self, statement: str = "BEGIN") -> None:
         with self.pipeline():
             psycopg.Cursor(self).execute(statement)
-            self.bring_settings()
+            self.apply_settings()
 
     @contextlib.contextmanager
     def transaction(self, savepoint_name: str | None = None,
@@ -232,16 +232,16 @@ class Sessionless(Connection):
             self.commit()
 
 
-class Bringer(psycopg.Cursor):
+class SettingsCursor(psycopg.Cursor):
     """The cursor of a Sessionless connection."""
 
-    def execute(self, query: Any, params: Params | None = None, **kwargs: Any) -> "Bringer":
+    def execute(self, query: Any, params: Params | None = None, **kwargs: Any) -> "SettingsCursor":
         conn: Any = self.connection  # a Sessionless
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             return super().execute(query, params, **kwargs)
         # Up to the pipeline's end, all that is sent is one transaction.
         with conn.pipeline():
-            conn.bring_settings()
+            conn.apply_settings()
             return super().execute(query, params, **kwargs)
 
 

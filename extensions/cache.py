@@ -136,7 +136,8 @@ class Single:
 
     def known(self, number: int | str, route: str | None = None) -> Known:
         key = f"{self.name}:{number}"
-        return Known(key, (key, *self.others), lambda: (self.find(number), ()), route, dear=False)
+        return Known(key, (key, *self.others), lambda: (self.find(number), ()), route,
+                     expensive=False)
 
     def mount(self, app: Flask, prefix: str) -> None:
         """Register the resources below a prefix with the door."""
@@ -171,8 +172,8 @@ def fetch(known: Known, encoding: str | None = None,
     """(entry, whether it was a hit, whether it is compressed with ``encoding``).
 
     An entry is bytes: a line about the answer, then its body. When several requests miss at once,
-    one computes it: one per process, or one across all processes for a ``dear`` answer. An error
-    is not cached. ``found`` is the result if the door has looked it up already.
+    one computes it: one per process, or one across all processes for an ``expensive`` answer. An
+    error is not cached. ``found`` is the result if the door has looked it up already.
     """
     started = time.perf_counter()
     found = found or look_again(known, encoding, started)
@@ -182,8 +183,8 @@ def fetch(known: Known, encoding: str | None = None,
     if found.generation is None:
         entry, encoded = _packed(_made(known), encoding)
         return entry, False, encoded
-    if known.dear or found.entry is not None:
-        return _fetch_dear(known, found, encoding)
+    if known.expensive or found.entry is not None:
+        return _fetch_expensive(known, found, encoding)
     return _fetch_cheap(known, found, encoding)
 
 
@@ -199,7 +200,7 @@ def look_again(known: Known, encoding: str | None, started: float) -> Found:
     return found
 
 
-def _fetch_dear(known, found, encoding):
+def _fetch_expensive(known, found, encoding):
     hit, entry, encoded = found.entry is not None, found.entry, found.encoded
     new: dict[str | None, bytes] = {}
     try:
@@ -212,7 +213,7 @@ def _fetch_dear(known, found, encoding):
     finally:
         if new or not hit:
             with contextlib.suppress(RedisClient.Away):
-                cache.cache.store(known, found.generation, new, unlock=known.dear and not hit)
+                cache.cache.store(known, found.generation, new, unlock=known.expensive and not hit)
     return entry, hit, encoded
 
 
@@ -234,7 +235,7 @@ def cached(known: Known) -> Response:
     """The response of a Known, which the door knows by its URL from then on."""
     here = visit()
     status, headers, body = answer(here, known)
-    if here.known is None and known.dear:
+    if here.known is None and known.expensive:
         learned(current_app).learn(here, known, str(request.url_rule))
     return Response(body, status, headers=headers)
 
@@ -274,7 +275,7 @@ def change(conn: Connection, *groups: str) -> None:
         if not known_outcome and mark:
             return  # the COMMIT may still happen: the mark has to outlive it
         _renew(backend, mark, groups)
-    conn.after.append(renew)
+    conn.on_complete.append(renew)
 
 
 def invalidate(*groups: str) -> None:
@@ -291,7 +292,7 @@ def _renew(backend, mark, groups):
         backend.renew(mark, groups)
     except RedisClient.Away:
         if mark:
-            backend.forsake(mark, groups)
+            backend.unmark_later(mark, groups)
         _outwait(backend, mark, groups)
 
 
@@ -304,7 +305,7 @@ def _outwait(backend, mark, groups):
     here = backend.redis
     begun = here.returns_begun
     end = (here.away_since or time.monotonic()) + LEASE_SECONDS + 0.2
-    if here.answers():
+    if here.probe():
         end = max(end, time.monotonic() + LEASE_SECONDS)
     while here.wait(end - time.monotonic()):
         if here.returned > begun:

@@ -35,16 +35,16 @@ KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])"
 class Known(NamedTuple):
     """Where an answer is kept and how it is made: its key, its groups, ``find``, its route.
 
-    ``find() -> (text, headers)`` uses nothing from the request. A ``dear`` (expensive) answer is
-    computed by one process for all, and stored after the first request; a cheap one only when it
-    is requested again.
+    ``find() -> (text, headers)`` uses nothing from the request. An ``expensive`` answer is computed
+    by one process for all, and stored after the first request; a cheap one only when it is
+    requested again.
     """
 
     key: str
     groups: tuple
     find: object
     route: str | None = None
-    dear: bool = True
+    expensive: bool = True
 
 
 class Found(NamedTuple):
@@ -67,9 +67,9 @@ class RedisBackend(BaseCache):
     def __init__(self, redis_client: RedisClient, ttl: int) -> None:
         super().__init__(default_timeout=ttl)
         self.redis, self._ttl = redis_client, ttl
-        self._forsaken: deque[tuple[bytes, Iterable[str]]] = deque()
+        self._to_unmark: deque[tuple[bytes, Iterable[str]]] = deque()
         redis_client.on_beat = self._keep_lease
-        redis_client.on_return = self._begin_anew
+        redis_client.on_return = self._on_return
 
     @classmethod
     def factory(cls, app: Flask, config: dict, args: list, kwargs: dict) -> "RedisBackend":
@@ -107,13 +107,13 @@ class RedisBackend(BaseCache):
             self.redis.script(MARK, self._groups(groups), [mark, MARK_SECONDS * 1000])
         except RedisClient.Away as away:
             if away.asked:
-                self.forsake(mark, groups)
+                self.unmark_later(mark, groups)
             raise
         return mark
 
-    def forsake(self, mark: bytes, groups: Iterable[str]) -> None:
+    def unmark_later(self, mark: bytes, groups: Iterable[str]) -> None:
         """Remember a mark that an unreachable Redis may hold, to remove it once Redis is back."""
-        self._forsaken.append((mark, groups))
+        self._to_unmark.append((mark, groups))
 
     def renew(self, mark: bytes | None, groups: Iterable[str]) -> None:
         self.redis.script(RENEW, self._groups(groups),
@@ -132,16 +132,17 @@ class RedisBackend(BaseCache):
     def _arguments(self, known, limit=None):
         return [limit.seconds * 1000 if limit else 0, limit.amount if limit else 0,
                 _new_generation(), GROUP_SECONDS,
-                int(BUSY_SECONDS * 1000) if known and known.dear else 0, int(LEASE_SECONDS * 1000)]
+                int(BUSY_SECONDS * 1000) if known and known.expensive else 0,
+                int(LEASE_SECONDS * 1000)]
 
-    def _begin_anew(self):
-        """Redis is back: remove forsaken marks, and invalidate all entries, which may be stale."""
-        while self._forsaken:
-            one = self._forsaken.popleft()
+    def _on_return(self):
+        """Redis is back: remove those marks, and invalidate all entries, which may be stale."""
+        while self._to_unmark:
+            one = self._to_unmark.popleft()
             try:
                 self.renew(*one)
             except RedisClient.Away:
-                self._forsaken.appendleft(one)
+                self._to_unmark.appendleft(one)
                 raise
         self.renew(None, [EVERYTHING])
 

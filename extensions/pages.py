@@ -17,7 +17,7 @@ from extensions.http.visit import Pairs
 WALKING = ("cursor", "page", "limit", "count")
 
 
-def pattern(search: str | None) -> str | None:
+def escape_like(search: str | None) -> str | None:
     """Escape a search term for LIKE, so that %, _ and \\ match literally. None stays None."""
     return search and search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 

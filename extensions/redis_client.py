@@ -22,7 +22,7 @@ log = logging.getLogger("shopfront.redis")
 
 TIMEOUT = 0.1  # seconds that one call may take
 BEAT = 0.25  # seconds between two heartbeats
-_PAST = re.compile(rb"master_replid:(\w+)")
+_HISTORY = re.compile(rb"master_replid:(\w+)")
 _ANOTHER = b"another"  # than any server's
 
 
@@ -62,7 +62,7 @@ class RedisClient:
         self._client: Any = None  # a redis.Redis from the first call on
         self._pid: int | None = None
         self._beater: int | None = None
-        self._past: bytes | None = None
+        self._history: bytes | None = None
         self._local = threading.local()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -122,7 +122,7 @@ class RedisClient:
         """Wait at most ``seconds`` until Redis is back. Returns whether it is."""
         return self._here.wait(max(0, seconds))
 
-    def answers(self) -> bool:
+    def probe(self) -> bool:
         """Whether Redis accepts a new client and a write, even while the breaker is open."""
         pool = self._client.connection_pool
         stranger = pool.connection_kwargs | {"redis_connect_func": None}
@@ -145,8 +145,8 @@ class RedisClient:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = redis_.connection_pool.make_connection()
-            connection.past = None
-        elif connection.past != self._past:
+            connection.history = None
+        elif connection.history != self._history:
             connection.disconnect()
         packed, began = connection.pack_commands(commands), time.perf_counter()
         for last in (False, True):
@@ -176,26 +176,26 @@ class RedisClient:
                 retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionResetError,
                                                               BrokenPipeError)),
                 health_check_interval=0, max_connections=1000, protocol=2,
-                redis_connect_func=self._meet,
+                redis_connect_func=self._check_history,
             )
             self._local = threading.local()
             threading.Thread(target=self._beat, daemon=True, name="redis-beat").start()
             self._pid = os.getpid()
 
-    def _meet(self, connection):
+    def _check_history(self, connection):
         """Check that a new connection's server shares its predecessor's replication history.
 
         If not, all existing connections are invalid, and the heartbeat accepts the new server.
         """
         connection.on_connect()
-        past = _past_of(connection)
+        history = _history_of(connection)
         with self._lock:
-            if self._past is None or (self.away and threading.get_ident() == self._beater):
-                self._past = past
-            elif past != self._past:
-                self._past = _ANOTHER
+            if self._history is None or (self.away and threading.get_ident() == self._beater):
+                self._history = history
+            elif history != self._history:
+                self._history = _ANOTHER
                 raise redis.ConnectionError("Another server has taken over.")
-        connection.past = past
+        connection.history = history
 
     def _beat(self):
         self._beater = threading.get_ident()
@@ -222,11 +222,11 @@ class RedisClient:
         self._here.set()
 
 
-def _past_of(connection):
+def _history_of(connection):
     """The id that a server shares with replicas that missed nothing; empty if it doesn't tell."""
     connection.send_command("INFO", "replication", check_health=False)
     try:
-        found = _PAST.search(connection.read_response())
+        found = _HISTORY.search(connection.read_response())
     except redis.ResponseError:
         found = None
     return found[1] if found else b""

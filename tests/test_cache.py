@@ -258,35 +258,35 @@ def test_many_who_miss_at_once_ask_the_database_once(server, shelf, database_url
     assert sum(answer.headers["X-Cache"] == "miss" for answer in answers) <= 2
 
 
-def ask(key, find, dear=True, group="group"):
+def ask(key, find, expensive=True, group="group"):
     """(body, whether it was found) of the cache's answer at a key."""
-    known = cache.Known(key, (group,), lambda: (find(), ()), dear=dear)
+    known = cache.Known(key, (group,), lambda: (find(), ()), expensive=expensive)
     entry, hit, _ = cache.fetch(known)
     return entry.partition(b"\n")[2].decode(), hit
 
 
-@pytest.mark.parametrize("dear", [True, False])
-def test_a_slow_reader_brings_nothing_old_back(app, dear):
+@pytest.mark.parametrize("expensive", [True, False])
+def test_a_slow_reader_brings_nothing_old_back(app, expensive):
     key, group = unique("key"), unique("group")
     def slow():
         cache.invalidate(group)  # by a write that begins and ends while this reader still reads
         return "old"
     with app.app_context():
-        assert ask(key, slow, dear, group) == ("old", False)
-        assert ask(key, lambda: "new", dear, group) == ("new", False)
-        assert ask(key, lambda: "newer", dear, group) == ("new", True)
+        assert ask(key, slow, expensive, group) == ("old", False)
+        assert ask(key, lambda: "new", expensive, group) == ("new", False)
+        assert ask(key, lambda: "newer", expensive, group) == ("new", True)
 
 
-@pytest.mark.parametrize("dear", [True, False])
-def test_a_reader_who_fails_leaves_the_others_to_it(app, dear):
+@pytest.mark.parametrize("expensive", [True, False])
+def test_a_reader_who_fails_leaves_the_others_to_it(app, expensive):
     key = unique("key")
     def fail():
         raise LookupError
     with app.app_context():
         with pytest.raises(LookupError):
-            ask(key, fail, dear)
+            ask(key, fail, expensive)
         before = time.monotonic()
-        assert ask(key, lambda: "fine", dear) == ("fine", False)
+        assert ask(key, lambda: "fine", expensive) == ("fine", False)
         assert time.monotonic() - before < cache_backends.BUSY_SECONDS - 0.5
 
 

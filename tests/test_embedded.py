@@ -16,7 +16,15 @@ from importlib.util import find_spec
 import pytest
 import redis
 
-from db.embedded import NAMES, POSTGRES, SOCKET_PATH_LIMIT, VALKEY, Servers, _link_or_copy, peer
+from db.embedded import (
+    NAMES,
+    POSTGRES,
+    SOCKET_PATH_LIMIT,
+    VALKEY,
+    Servers,
+    _link_or_copy,
+    listener_pid,
+)
 from db.seed import PASSWORD
 from extensions.settings import SETTINGS
 from tests.conftest import ROOT, Server, execute, unique, with_redis_database
@@ -384,7 +392,7 @@ def test_a_killed_postgresql_is_started_anew(used):
 
 def pid_of(folder, name):
     """The pid of one of the servers of a folder, by its socket."""
-    return peer((folder / "embedded").resolve() / name)
+    return listener_pid((folder / "embedded").resolve() / name)
 
 
 def soon(condition, seconds=10):

@@ -14,7 +14,7 @@ import pytest
 from psycopg import conninfo
 
 from db import migrations
-from db.embedded import _user, peer
+from db.embedded import _user, listener_pid
 from db.pool import Database, PoolerError, refuse_pooler
 from db.seed import PASSWORD, seed
 from extensions.behind.upkeep import tidy
@@ -52,7 +52,7 @@ class Bouncer:
         with open(folder / "log", "w") as log:
             self.process = subprocess.Popen([PROGRAM, config], stdout=log, stderr=log, **_user())
         end = time.monotonic() + 10
-        while peer(folder / f".s.PGSQL.{settings['listen_port']}") is None:
+        while listener_pid(folder / f".s.PGSQL.{settings['listen_port']}") is None:
             assert self.process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end
             time.sleep(0.01)

@@ -8,7 +8,7 @@ import db
 from extensions import jwt, limits, passwords
 from extensions.behind import mail
 from extensions.http import logs
-from extensions.http.answers import SECRET, answer, nothing
+from extensions.http.answers import NO_STORE, answer, no_content
 from extensions.http.arguments import Blueprint
 from extensions.http.errors import Problem, invalid, raises
 from extensions.http.visit import visit
@@ -54,7 +54,7 @@ class Register(MethodView):
             session = open_session(conn, user_id, password_hash)
             mail.enqueue(conn, "verify", data["email"])
         logs.event("registered", user_id=user_id)
-        return answer(session, 201, cache=SECRET,  # type: ignore[arg-type] # its user is new
+        return answer(session, 201, cache=NO_STORE,  # type: ignore[arg-type] # its user is new
                       headers={"Location": f"{api_root()}/users/{user_id}"})
 
 
@@ -93,7 +93,7 @@ class LogIn(MethodView):
             queries.forgive(conn, **attempt_from)
             queries.drop_expired(conn, user_id=user["id"])
         logs.event("logged_in", user_id=user["id"])
-        return answer(session, cache=SECRET)
+        return answer(session, cache=NO_STORE)
 
 
 @blp.route("/refresh")
@@ -127,7 +127,7 @@ class RefreshTokens(MethodView):
                 logs.event("refresh_token_reused", user_id=user_id, session_id=session_id)
             raise Problem("token_revoked")
         logs.event("refreshed", user_id=user_id, session_id=session_id)
-        return answer(json.dumps(jwt.pair(user_id, session_id, generation)), cache=SECRET)
+        return answer(json.dumps(jwt.pair(user_id, session_id, generation)), cache=NO_STORE)
 
 
 @blp.route("/logout")
@@ -143,7 +143,7 @@ class Logout(MethodView):
             else:
                 queries.close(conn, user_id=g.caller["id"], session_id=g.caller["session_id"])
         logs.event("logged_out", user_id=g.caller["id"], everywhere=query["everywhere"])
-        return nothing()
+        return no_content()
 
 
 @blp.route("/sessions")
@@ -169,7 +169,7 @@ class SessionById(MethodView):
             if not queries.close(conn, user_id=g.caller["id"], session_id=session_id):
                 raise Problem("not_found")
         logs.event("session_ended", user_id=g.caller["id"], session_id=session_id)
-        return nothing()
+        return no_content()
 
 
 @blp.route("/password")
@@ -191,7 +191,7 @@ class Password(MethodView):
             queries.close_all(conn, user_id=g.caller["id"], keep=g.caller["session_id"])
             queries.void_mail_tokens(conn, user_id=g.caller["id"])
         logs.event("password_changed", user_id=g.caller["id"])
-        return nothing()
+        return no_content()
 
 
 @blp.route("/password/forgot")
@@ -227,7 +227,7 @@ class ResetPassword(MethodView):
             queries.void_mail_tokens(conn, user_id=user["id"])
             queries.forgive(conn, email=user["email"], address=visit().address)
         logs.event("password_reset", user_id=user["id"])
-        return nothing()
+        return no_content()
 
 
 @blp.route("/email/verify")
@@ -243,7 +243,7 @@ class Verify(MethodView):
             user = redeem(conn, data["token"], "verify")
             queries.verify_email(conn, user_id=user["id"])
         logs.event("email_verified", user_id=user["id"])
-        return nothing()
+        return no_content()
 
 
 @blp.route("/email/verification")
@@ -328,4 +328,4 @@ def api_root() -> str:
 
 
 def accepted() -> Response:
-    return answer('{"status": "accepted"}', 202, cache=SECRET)
+    return answer('{"status": "accepted"}', 202, cache=NO_STORE)

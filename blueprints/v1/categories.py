@@ -4,9 +4,9 @@ from flask.views import MethodView
 
 import db
 from extensions import cache
-from extensions.http.answers import answer, check_if_match, nothing, require_if_match
+from extensions.http.answers import answer, check_if_match, no_content, require_if_match
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import found, raises
+from extensions.http.errors import or_404, raises
 from extensions.jwt import admin, public
 from schemas.categories import Categories as CategoryList
 from schemas.categories import Category, CategoryIn
@@ -71,7 +71,7 @@ class CategoryById(MethodView):
             lock(conn, category_id)
             queries.delete(conn, id=category_id)
             cache.change(conn, "categories", f"category:{category_id}")
-        return nothing()
+        return no_content()
 
 
 def find_all() -> tuple[str, tuple]:
@@ -85,7 +85,7 @@ everything = cache.Known("categories", ("categories",), find_all)
 
 def find(category_id: int | str) -> str:
     with db.reading() as conn:
-        return found(queries.get(conn, id=category_id))
+        return or_404(queries.get(conn, id=category_id))
 
 
 single = cache.Single("category", "/categories", find)
@@ -93,5 +93,5 @@ single = cache.Single("category", "/categories", find)
 
 def lock(conn: db.Connection, category_id: int) -> None:
     """Lock a category and check If-Match against it."""
-    found(queries.lock(conn, id=category_id))
+    or_404(queries.lock(conn, id=category_id))
     check_if_match(queries.get(conn, id=category_id))

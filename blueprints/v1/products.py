@@ -6,13 +6,13 @@ from flask.views import MethodView
 
 import db
 from extensions import cache
-from extensions.http.answers import answer, check_if_match, nothing, require_if_match
+from extensions.http.answers import answer, check_if_match, no_content, require_if_match
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import found, raises
+from extensions.http.errors import or_404, raises
 from extensions.http.visit import Pairs
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, public
-from extensions.pages import Page, pattern
+from extensions.pages import Page, escape_like
 from schemas.products import NewProduct, Product, ProductChanges, ProductPage, ProductQuery
 
 blp = Blueprint("products", __name__, url_prefix="/products", description="What the shop sells")
@@ -44,7 +44,7 @@ class Products(MethodView):
         """
         product_id = queries.insert(conn, **data)
         text = queries.get(conn, id=product_id)
-        change(conn, product_id, {data["category_id"]}, moves=True)
+        invalidate(conn, product_id, {data["category_id"]}, moves=True)
         return text, product_id
 
 
@@ -68,7 +68,7 @@ class ProductById(MethodView):
             queries.update(conn, **product | data)
             text = queries.get(conn, id=product_id)
             categories = {product["category_id"], data.get("category_id", product["category_id"])}
-            change(conn, product_id, categories, moves=len(categories) > 1)
+            invalidate(conn, product_id, categories, moves=len(categories) > 1)
         return answer(text)
 
     @admin
@@ -80,8 +80,8 @@ class ProductById(MethodView):
             product = lock(conn, product_id)
             end = queries.retire if product["sold"] else queries.delete
             end(conn, id=product_id)
-            change(conn, product_id, {product["category_id"]}, moves=True)
-        return nothing()
+            invalidate(conn, product_id, {product["category_id"]}, moves=True)
+        return no_content()
 
 
 def list_page(page: Page, query: dict) -> tuple[str, Pairs]:
@@ -94,9 +94,9 @@ def list_page(page: Page, query: dict) -> tuple[str, Pairs]:
         "category": categories[0] if len(categories) == 1 else None,
         "categories": categories if len(categories) > 1 else None,
         "min_price": query["min_price"], "max_price": query["max_price"],
-        "in_stock": query["in_stock"], "pattern": pattern(query["search"]), "ids": None,
+        "in_stock": query["in_stock"], "pattern": escape_like(query["search"]), "ids": None,
     }
-    ranked = rare(query["search"], filters)
+    ranked = rare_matches(query["search"], filters)
     if ranked is not None:
         filters["ids"] = [product_id for product_id, _ in ranked]
     total = first_total(page, query, filters)
@@ -175,7 +175,7 @@ def read(
     return [row["json"] for row in found], lambda row: [last["rank"], row["name"]]
 
 
-def rare(search: str | None, filters: dict) -> list | None:
+def rare_matches(search: str | None, filters: dict) -> list | None:
     """[[id, rank]] of the products that match a rare term and the filters, best first.
 
     None if there is no term, or a common one. PostgreSQL's statistics sample a hundred texts: if
@@ -191,7 +191,7 @@ def rare(search: str | None, filters: dict) -> list | None:
 
 def find(product_id: int | str) -> str:
     with db.reading() as conn:
-        return found(queries.get(conn, id=product_id))
+        return or_404(queries.get(conn, id=product_id))
 
 
 single = cache.Single("product", "/products", find, "category_names")
@@ -199,12 +199,12 @@ single = cache.Single("product", "/products", find, "category_names")
 
 def lock(conn: db.Connection, product_id: int) -> dict:
     """The product's row, locked, with If-Match checked against it."""
-    product = found(queries.lock(conn, id=product_id))
+    product = or_404(queries.lock(conn, id=product_id))
     check_if_match(queries.get(conn, id=product_id))
     return product
 
 
-def change(conn: db.Connection, product_id: int, categories: Iterable[int | None],
+def invalidate(conn: db.Connection, product_id: int, categories: Iterable[int | None],
            moves: bool = False) -> None:
     """Invalidate the cache of this product, and of the lists and counts it is in or was in.
 

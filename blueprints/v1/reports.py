@@ -43,7 +43,7 @@ class Transactions(MethodView):
 
         `Report-Rows` and `Report-Amount` tell what a whole download holds.
         """
-        kind = query.pop("format") or accepted()
+        kind = query.pop("format") or negotiated_format()
         slots = current_app.extensions["report_slots"]
         if not slots.acquire(blocking=False):
             raise Problem("unavailable", "As many reports as may run at once are running.",
@@ -56,7 +56,7 @@ class Transactions(MethodView):
             held.close()
             raise
         # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
-        response = Response(itertools.chain(blocks, leaving(held)), content_type=TYPES[kind] + (
+        response = Response(itertools.chain(blocks, releasing(held)), content_type=TYPES[kind] + (
             "; charset=utf-8; header=present" if kind == "csv" else ""))
         response.call_on_close(held.close)  # if the client disconnects early
         name = f"transactions_{query['start_date']:%Y-%m-%d}_{query['end_date']:%Y-%m-%d}.{kind}"
@@ -83,7 +83,7 @@ class Sales(MethodView):
             return answer(sums(conn, **query))
 
 
-def accepted() -> str:
+def negotiated_format() -> str:
     """The format that the Accept header prefers; JSON where it doesn't say."""
     if not request.accept_mimetypes:
         return "json"
@@ -113,7 +113,7 @@ def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, It
     return size, blocks
 
 
-def leaving(held: contextlib.ExitStack) -> Iterator[bytes]:
+def releasing(held: contextlib.ExitStack) -> Iterator[bytes]:
     """Yield nothing; release ``held`` once the blocks before it are read."""
     held.close()
     yield from ()

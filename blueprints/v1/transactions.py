@@ -6,7 +6,7 @@ import db
 from extensions import cache
 from extensions.http.answers import answer
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import Problem, found, raises
+from extensions.http.errors import Problem, or_404, raises
 from extensions.idempotency import idempotent
 from extensions.jwt import admin, is_admin, signed_in
 from extensions.pages import Page
@@ -64,7 +64,7 @@ class Transactions(MethodView):
                 (f"items.{position[i]}.quantity", "body", f"Not enough of product {i}.")
                 for i in sale["short"]
             ])
-        change_stock(conn, list(position), sale["categories"])
+        invalidate_stock(conn, list(position), sale["categories"])
         return sale["json"], sale["id"]
 
 
@@ -75,7 +75,7 @@ class TransactionById(MethodView):
     def get(self, transaction_id: int) -> Response:
         """Read a sale: one's own, as an admin anybody's"""
         with db.reading() as conn:
-            return answer(found(queries.get(
+            return answer(or_404(queries.get(
                 conn, id=transaction_id, user_id=None if is_admin() else g.caller["id"]
             )))
 
@@ -89,14 +89,14 @@ class Refund(MethodView):
         """Refund a sale, once; what was sold is in stock again"""
         with db.connection() as conn:
             done = queries.refund(conn, id=transaction_id)
-            text = found(queries.get(conn, id=transaction_id, user_id=None))
+            text = or_404(queries.get(conn, id=transaction_id, user_id=None))
             if not done["refunded"]:
                 raise Problem("conflict", "This sale was refunded before.")
-            change_stock(conn, done["products"] or [], done["categories"] or [])
+            invalidate_stock(conn, done["products"] or [], done["categories"] or [])
         return answer(text)
 
 
-def change_stock(conn: db.Connection, products: list[int], categories: list) -> None:
+def invalidate_stock(conn: db.Connection, products: list[int], categories: list) -> None:
     """Make stale what shows the stock of these products."""
     cache.change(
         conn, "products", *(f"product:{p}" for p in products),

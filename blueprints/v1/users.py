@@ -14,15 +14,15 @@ from extensions.http import logs
 from extensions.http.answers import (
     answer,
     check_if_match,
-    nothing,
+    no_content,
     private_without_flask,
     require_if_match,
 )
 from extensions.http.arguments import Blueprint
-from extensions.http.errors import Problem, found, invalid, raises
+from extensions.http.errors import Problem, invalid, or_404, raises
 from extensions.http.metrics import count_deprecated
 from extensions.jwt import admin, identify, is_admin, signed_in
-from extensions.pages import Page, pattern
+from extensions.pages import Page, escape_like
 from schemas.users import NewUser, User, UserChanges, UserPage, UserQuery
 
 blp = Blueprint("users", __name__, url_prefix="/users", description="Accounts and their owners")
@@ -34,12 +34,12 @@ auth = db.load("auth")
 def end_after_sunset() -> None:
     """Answer 410 for v1's users from V1_USERS_SUNSET on, if V1_USERS_GONE is set."""
     config = current_app.config
-    if asked_for() and config["V1_USERS_GONE"] and \
+    if is_v1_users_path() and config["V1_USERS_GONE"] and \
             datetime.now(config["V1_USERS_SUNSET"].tzinfo) >= config["V1_USERS_SUNSET"]:
         raise Problem("gone")
 
 
-def asked_for() -> bool:
+def is_v1_users_path() -> bool:
     """Whether a path is below v1's users, even where no route or method matches."""
     return request.path == PATH or request.path.startswith(f"{PATH}/")
 
@@ -59,10 +59,10 @@ def announce_the_end(sunset: datetime) -> Callable:
 def init_app(app: Flask) -> None:
     app.extensions["door"].notices[PATH] = announce_the_end(app.config["V1_USERS_SUNSET"])
     if not app.config["V1_USERS_GONE"]:
-        know_oneself(app, PATH, queries)
+        answer_me(app, PATH, queries)
 
 
-def know_oneself(app: Flask, path: str, shape: SimpleNamespace) -> None:
+def answer_me(app: Flask, path: str, shape: SimpleNamespace) -> None:
     """Have the door answer "who am I" by one query, in the version's ``shape``."""
     app.extensions["door"].direct[f"{path}/me"] = f"{path}/<user_id:user_id>", lambda visit: (
         private_without_flask(visit, identify(visit, shape.me)["json"]))
@@ -80,7 +80,7 @@ class Users(MethodView):
     def get(self, query: dict) -> Response:
         """List users"""
         page = Page(query)
-        filters = {"role": query["role"], "pattern": pattern(query["search"])}
+        filters = {"role": query["role"], "pattern": escape_like(query["search"])}
         with db.reading() as conn:
             rows = queries.page(conn, version=1, **filters, **page.window())
             total = page.total_of(rows, conn, queries.count, **filters)
@@ -123,7 +123,7 @@ class UserById(MethodView):
     def delete(self, user_id: int | str) -> Response:
         """Delete a user; the sales stay, without the person"""
         remove(user_id, queries)
-        return nothing()
+        return no_content()
 
 
 def visible(user_id: int | str) -> int:
@@ -152,7 +152,7 @@ def create(data: dict, shape: SimpleNamespace) -> tuple[int, str]:
 def read(user_id: int | str, shape: SimpleNamespace) -> str:
     """A user's JSON."""
     with db.reading() as conn:
-        return found(shape.get(conn, id=visible(user_id)))
+        return or_404(shape.get(conn, id=visible(user_id)))
 
 
 def change(data: dict, user_id: int | str, shape: SimpleNamespace) -> str:
@@ -201,7 +201,7 @@ def remove(user_id: int | str, shape: SimpleNamespace) -> None:
 def locked(conn: db.Connection, user_id: int, demotes: bool) -> dict:
     """The user's row, locked. 409 if the change would leave the shop without an admin."""
     admins = [row["id"] for row in queries.lock_admins(conn)] if demotes else []
-    user = found(queries.lock(conn, id=user_id))
+    user = or_404(queries.lock(conn, id=user_id))
     if admins == [user_id]:
         raise Problem("conflict", "This is the last administrator.")
     return user

@@ -6,11 +6,11 @@ from flask.views import MethodView
 
 import db
 from blueprints.v1 import users as v1
-from extensions.http.answers import answer, nothing
+from extensions.http.answers import answer, no_content
 from extensions.http.arguments import Blueprint
 from extensions.http.errors import raises
 from extensions.jwt import admin, signed_in
-from extensions.pages import Page, pattern
+from extensions.pages import Page, escape_like
 from schemas.users_v2 import NewUserV2, UserChangesV2, UserPageV2, UserQueryV2, UserV2
 
 blp = Blueprint("users", __name__, url_prefix="/users", description="Accounts and their owners")
@@ -18,7 +18,7 @@ queries = db.load("users_v2")
 
 
 def init_app(app: Flask) -> None:
-    v1.know_oneself(app, "/api/v2/users", queries)
+    v1.answer_me(app, "/api/v2/users", queries)
 
 
 @blp.route("")
@@ -31,7 +31,7 @@ class Users(MethodView):
         page = Page(query)
         with db.reading() as conn:
             rows = v1.queries.page(conn, version=2, role=query["role"],
-                                   pattern=pattern(query["search"]), **page.window())
+                                   pattern=escape_like(query["search"]), **page.window())
         cursor = page.next_cursor(rows, key=lambda row: {
             "name": row["profile"]["name"], "email": row["email"], "created_at": row["created_at"],
         }[query["sort"]])
@@ -75,7 +75,7 @@ class UserById(MethodView):
     def delete(self, user_id: int | str) -> Response:
         """Delete a user; the sales stay, without the person"""
         v1.remove(user_id, queries)
-        return nothing()
+        return no_content()
 
 
 def flat(data: dict) -> dict:

@@ -33,7 +33,7 @@ def enqueue(conn: db.Connection, purpose: str, email: str) -> None:
     """Queue a mail in the caller's transaction; this process's upkeep sends it soon after that."""
     queries.enqueue(conn, purpose=purpose, email=email)
     wake = current_app.extensions["upkeep"].wake
-    conn.after.append(lambda known: wake())
+    conn.on_complete.append(lambda known: wake())
 
 
 def send_due(app: Flask) -> tuple[int, int]:

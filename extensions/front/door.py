@@ -113,7 +113,7 @@ class Door:
         """
         find = self._way(visit)
         if find:
-            answer = self._finished(visit, *self._found(visit, find))
+            answer = self._finished(visit, *self._computed(visit, find))
             start_response(*answer[:2])
             return [answer[2]]
 
@@ -134,7 +134,7 @@ class Door:
             return find
         return None
 
-    def _found(self, visit, find):
+    def _computed(self, visit, find):
         with self._app.app_context():
             try:
                 return db.again_if_lost(lambda: find(visit))

@@ -39,7 +39,7 @@ class Connection:
     __slots__ = ("address", "closes", "data", "deadline", "end", "eof", "out", "problem", "request",
                  "scanned", "server", "sock", "state", "taken", "watched")
 
-    request: Any  # a Request or an Unread
+    request: Any  # a Request or an Unparsed
     problem: Problem | None
 
     def __init__(self, sock: socket.socket, address: Any, server: Any) -> None:
@@ -54,7 +54,7 @@ class Connection:
         self.closes = self.eof = False
         self.watched = 0
 
-    def whole(self, cfg: Config, largest: int) -> bool:
+    def is_complete(self, cfg: Config, largest: int) -> bool:
         """Whether a request is complete. Raises a Problem where it can't become valid.
 
         ``largest`` is what a body may have, in bytes.
@@ -182,7 +182,7 @@ class Request(message.Request):
             raise errors.UnsupportedTransferCoding(", ".join(codings))
 
 
-class Unread:
+class Unparsed:
     """In place of a request whose head can't be parsed: what its first line tells."""
 
     version = 1, 1
@@ -243,7 +243,7 @@ class Response(wsgi.Response):
         if not self.headers_sent:
             self.sock.sendall(self._head())
 
-    def whole(self, body: bytes) -> bytes:
+    def to_bytes(self, body: bytes) -> bytes:
         """The bytes of the answer, whose body is there to its end."""
         return self._head() + (b"" if self._omits_body else body)
 

@@ -38,7 +38,7 @@ from extensions.front.wire import (
     Connection,
     Request,
     Response,
-    Unread,
+    Unparsed,
     problem_of,
 )
 from extensions.http import metrics
@@ -56,10 +56,10 @@ LARGEST_ALL = 64 << 20  # what all connections of a worker may hold together
 WHOLE = 1 << 20  # an answer up to this size is sent in one piece
 CONNECTIONS = 8192
 
-Entered = tuple[Visit, Connection, Request | Unread, Response]
+Entered = tuple[Visit, Connection, Request | Unparsed, Response]
 
 
-def contained(method: Callable) -> Callable:
+def drops_on_error(method: Callable) -> Callable:
     """A method of the loop whose error ends the connection that it is about, not the worker."""
     @functools.wraps(method)
     def call(self, conn, *args):
@@ -140,7 +140,7 @@ class Worker(ThreadWorker):
             self.shed()
         return True
 
-    @contained
+    @drops_on_error
     def begin(self, conn: Connection) -> None:
         conn.sock.setblocking(True)  # for threads that send; the loop says MSG_DONTWAIT
         if conn.sock.family != socket.AF_UNIX:
@@ -156,10 +156,10 @@ class Worker(ThreadWorker):
             self.serve(arrived)
         if self.waiting and time.monotonic() - self.asked_again > POLL_SECONDS:
             waiting, self.waiting = self.waiting, []
-            self.knock(waiting, self.door.answers_again)
+            self.pass_to_door(waiting, self.door.answers_again)
             self.asked_again = time.monotonic()
 
-    @contained
+    @drops_on_error
     def ready(self, conn: Connection, sock: socket.socket) -> None:
         """The poller reports something to read, or room to write."""
         if conn not in self.connections:  # dropped since the poller spoke
@@ -199,7 +199,7 @@ class Worker(ThreadWorker):
             conn.taken = 0
             conn.state, conn.deadline = HEAD, time.monotonic() + HEAD_SECONDS
         try:
-            whole = conn.whole(self.cfg, self.largest)
+            whole = conn.is_complete(self.cfg, self.largest)
             if not whole and len(conn.data) > BLOCK and self.is_full():
                 raise Problem("unavailable", "Too much is being sent at once.",
                               headers={"Retry-After": "5"})
@@ -219,7 +219,7 @@ class Worker(ThreadWorker):
         """Answer with a problem, and close: where another request would begin isn't known."""
         conn.problem = problem
         if conn.request is None:
-            conn.request = Unread(conn.data)
+            conn.request = Unparsed(conn.data)
         conn.data, conn.end = bytearray(), 0
         self.arrive(conn)
 
@@ -231,10 +231,10 @@ class Worker(ThreadWorker):
 
     def serve(self, arrived: list[tuple[Connection, float]]) -> None:
         """Have requests that arrived together answered, by the door or by the threads."""
-        self.knock([entered for arrival in arrived if (entered := self.enter(*arrival))],
+        self.pass_to_door([entered for arrival in arrived if (entered := self.enter(*arrival))],
                    self.door.answers)
 
-    def knock(self, asked: list[Entered], door: Callable) -> None:
+    def pass_to_door(self, asked: list[Entered], door: Callable) -> None:
         if not asked:
             return
         try:
@@ -242,7 +242,7 @@ class Worker(ThreadWorker):
         except Exception:
             if len(asked) > 1:  # one request's fault must not fail the others
                 for one in asked:
-                    self.knock([one], door)
+                    self.pass_to_door([one], door)
                 return
             self.log.exception("Error at the door")
             self.drop(asked[0][1])
@@ -250,11 +250,11 @@ class Worker(ThreadWorker):
         for (visit, conn, request, response), answer in zip(asked, answers, strict=True):
             self.answer(conn, visit, request, response, answer)
 
-    @contained
+    @drops_on_error
     def enter(self, conn: Connection, started: float) -> Entered | None:
         """(visit, conn, request, response) of a request; None if it turns out to be refused."""
         request, conn.request = conn.request, None
-        if isinstance(request, Unread):
+        if isinstance(request, Unparsed):
             environ = request.environ(conn.address)
             response = Response(request, conn.sock, self.cfg)
         else:
@@ -264,7 +264,7 @@ class Worker(ThreadWorker):
                 response, environ = wsgi.create(
                     request, conn.sock, conn.address, conn.server, self.cfg, Response)
             except errors.ConfigurationProblem as error:  # a path outside of SCRIPT_NAME
-                conn.request = Unread(f"{request.method} {request.uri}".encode())
+                conn.request = Unparsed(f"{request.method} {request.uri}".encode())
                 self.refuse(conn, problem_of(error))
                 return None
         del conn.data[:conn.end]
@@ -279,9 +279,9 @@ class Worker(ThreadWorker):
             response.force_close()
         return visit, conn, request, response
 
-    @contained
-    def answer(self, conn: Connection, visit: Visit, request: Request | Unread, response: Response,
-               answer: Answer | None) -> None:
+    @drops_on_error
+    def answer(self, conn: Connection, visit: Visit, request: Request | Unparsed,
+               response: Response, answer: Answer | None) -> None:
         if answer is None:
             if visit.found and visit.found.busy:
                 # The loop polls: a waiting thread could block the very request it waits for.
@@ -293,9 +293,9 @@ class Worker(ThreadWorker):
         status, headers, body = answer
         response.start_response(status, headers)
         conn.closes = response.should_close()
-        self.finish(conn, response.whole(body))
+        self.finish(conn, response.to_bytes(body))
 
-    def work(self, queued: float, visit: Visit, conn: Connection, request: Request | Unread,
+    def work(self, queued: float, visit: Visit, conn: Connection, request: Request | Unparsed,
              response: Response) -> None:
         """Have a request answered, in a thread."""
         data = b""
@@ -306,7 +306,7 @@ class Worker(ThreadWorker):
             try:
                 length = 0 if response._omits_body else response.response_length
                 if length is not None and length <= WHOLE:
-                    data = response.whole(b"".join(parts))
+                    data = response.to_bytes(b"".join(parts))
                 else:
                     conn.sock.settimeout(READ_SECONDS)
                     for part in parts:
@@ -328,12 +328,12 @@ class Worker(ThreadWorker):
         if not self.send(conn, data) or conn.closes:
             self.method_queue.defer(self.finish, conn, b"")
             return
-        self.rest(conn)
+        self.set_idle(conn)
         # More has arrived meanwhile, or a large body is to be freed.
         if conn.data or conn.eof or not conn.watched or conn.taken > BLOCK:
             self.method_queue.defer(self.go_on, conn)
 
-    @contained
+    @drops_on_error
     def finish(self, conn: Connection, data: bytes) -> None:
         """Send an answer, or what is left of it; then be ready for the next request, or part."""
         conn.taken = 0
@@ -341,9 +341,9 @@ class Worker(ThreadWorker):
             conn.state, conn.deadline = WRITING, time.monotonic() + READ_SECONDS
             self.watch(conn, selectors.EVENT_WRITE)
         elif conn.closes:
-            self.part(conn)
+            self.linger(conn)
         else:
-            self.rest(conn)
+            self.set_idle(conn)
             if conn.data or conn.eof or conn.watched != selectors.EVENT_READ:
                 self.go_on(conn)
 
@@ -367,11 +367,11 @@ class Worker(ThreadWorker):
         elif len(conn.out) < left:
             conn.deadline = time.monotonic() + READ_SECONDS
 
-    def rest(self, conn: Connection) -> None:
+    def set_idle(self, conn: Connection) -> None:
         conn.deadline = time.monotonic() + (self.cfg.keepalive if self.alive else CLOSE_SECONDS)
         conn.state = IDLE
 
-    @contained
+    @drops_on_error
     def go_on(self, conn: Connection) -> None:
         """Back in the loop: handle what arrived while the answer was made."""
         if conn.state != IDLE:
@@ -384,7 +384,7 @@ class Worker(ThreadWorker):
         elif not conn.eof:
             self.watch(conn, selectors.EVENT_READ)
 
-    def part(self, conn: Connection) -> None:
+    def linger(self, conn: Connection) -> None:
         """Shut down our side, and wait for the client's: a reset would discard the answer."""
         if conn.eof:
             self.drop(conn)
@@ -436,7 +436,7 @@ class Worker(ThreadWorker):
             if force or (conn.state != BUSY and conn.deadline < now):
                 self.expire(conn, force)
 
-    @contained
+    @drops_on_error
     def expire(self, conn: Connection, force: bool) -> None:
         if conn.state in (HEAD, BODY) and (conn.data or conn.request) and not force:
             self.refuse(conn, Problem("request_timeout"))

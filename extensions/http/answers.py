@@ -10,7 +10,7 @@ from extensions.http.visit import Answer, Pairs, Visit
 
 PRIVATE = "private, no-cache"
 PUBLIC = "public, no-cache"  # may be stored, must be revalidated: our own cache is never stale
-SECRET = "no-store"
+NO_STORE = "no-store"
 
 
 def etag_of(body: bytes) -> str:
@@ -25,9 +25,9 @@ def answer(text: str | bytes, status: int = 200, *, cache: str = PRIVATE,
     ``location`` is appended to the request's path for the Location header.
     """
     body = text.encode() if isinstance(text, str) else text
-    if cache == SECRET:
+    if cache == NO_STORE:
         response = Response(body, status, content_type="application/json")
-        response.headers["Cache-Control"] = SECRET
+        response.headers["Cache-Control"] = NO_STORE
     else:
         response = tagged(body, etag_of(body), cache, status)
     if headers:
@@ -78,7 +78,7 @@ def private_without_flask(visit: Visit, text: str) -> Answer:
     )
 
 
-def nothing() -> Response:
+def no_content() -> Response:
     """204, with no body."""
     response = Response(status=204)
     response.headers.remove("Content-Type")

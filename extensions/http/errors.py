@@ -66,7 +66,7 @@ def invalid(field: str, message: str, where: str = "body") -> Problem:
     return Problem("validation_failed", "1 field is not valid.", [(field, where, message)])
 
 
-def found(row: Any) -> Any:
+def or_404(row: Any) -> Any:
     """Return a query's row, or raise a 404 if there is none."""
     if row is None:
         raise Problem("not_found")
