@@ -343,8 +343,12 @@ class Server(Address):
     @property
     def worker_pids(self):
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [pid for pid in map(int, children.read_text().split())
-                if b"gunicorn" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = []
+        for pid in children.read_text().split():
+            with contextlib.suppress(FileNotFoundError):  # it has ended since
+                if b"gunicorn" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
+        return found
 
     def stop(self, how=signal.SIGTERM):
         if self.process.poll() is None:

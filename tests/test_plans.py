@@ -10,7 +10,7 @@ from db.pool import connect_options
 from db.seed import seed
 from tests.conftest import execute
 
-PRODUCTS = 40_000
+PRODUCTS = 15_000
 FILTERS = {
     "nothing": {},
     "a category": {"category": 3},
