@@ -417,9 +417,12 @@ def copy_of_project(tmp_path):
     return target
 
 
-# What takes a minute and more: begun last, one of them would keep the others waiting.
-LONGEST = ["test_embedded", "test_schemathesis", "test_worker", "test_contributing", "test_faults",
-           "test_model", "test_docs", "test_chaos"]
+# What takes twenty seconds and more, the longest first: what is begun last keeps others waiting.
+LONGEST = ["test_embedded", "test_worker", "test_docs", "test_faults", "test_schemathesis",
+           "test_limits", "test_cli", "test_contributing", "test_metrics", "test_pooler",
+           "test_wire", "test_throttle", "test_model", "test_clients", "test_logs",
+           "test_cache_marks", "test_access_matrix", "test_operations", "test_reports",
+           "test_security"]
 
 
 def pytest_collection_modifyitems(items):
