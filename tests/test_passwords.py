@@ -131,6 +131,10 @@ def test_the_email_address_or_its_local_part_is_no_password(client, shape, part)
     assert "e-mail" in message_for(response, "new_password")
 
 
+def test_who_has_no_account_is_checked_at_the_same_cost():
+    assert not passwords.outdated(passwords.NOBODY)
+
+
 def test_passwords_are_stored_as_argon2id_with_owasp_s_parameters(user, database_url):
     [(stored,)] = execute(database_url, f"SELECT password_hash FROM users WHERE id = {user.id}")
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
