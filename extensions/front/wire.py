@@ -37,9 +37,14 @@ class Connection:
     """A client's connection: what it has sent, and what it waits for."""
 
     __slots__ = ("address", "closes", "data", "deadline", "end", "eof", "out", "problem", "request",
-                 "scanned", "server", "sock", "state", "taken", "watched")
+                 "response", "scanned", "server", "sock", "started", "state", "taken", "visit",
+                 "watched")
 
+    # Of the request that is arriving or being answered, as far as there is one:
     request: Any  # a Request or an Unparsed
+    started: float  # when it was complete, on time.perf_counter's clock
+    visit: Any  # a Visit
+    response: Any  # a Response
     problem: Problem | None
 
     def __init__(self, sock: socket.socket, address: Any, server: Any) -> None:

@@ -36,14 +36,13 @@ from extensions.front.wire import (
     IDLE,
     WRITING,
     Connection,
-    Request,
     Response,
     Unparsed,
     problem_of,
 )
 from extensions.http import metrics
 from extensions.http.errors import Problem
-from extensions.http.visit import Answer, Visit
+from extensions.http.visit import Answer
 
 READ_SECONDS = 60  # for the client to take some of an answer
 FRESH_SECONDS = 0.5  # for a request that may be on its way after an accept or an answer
@@ -55,8 +54,6 @@ AHEAD = 65536  # bytes that a client may pipeline while an answer is made
 LARGEST_ALL = 64 << 20  # what all connections of a worker may hold together
 WHOLE = 1 << 20  # an answer up to this size is sent in one piece
 CONNECTIONS = 8192
-
-Entered = tuple[Visit, Connection, Request | Unparsed, Response]
 
 
 def drops_on_error(method: Callable) -> Callable:
@@ -81,8 +78,8 @@ class Worker(ThreadWorker):
         # Config looks every setting up by its name, some twenty times a request.
         self.cfg.__dict__.update({name: s.get() for name, s in self.cfg.settings.items()})
         self.connections: dict[Connection, bool] = {}
-        self.arrived: list[tuple[Connection, float]] = []
-        self.waiting: list[Entered] = []
+        self.arrived: list[Connection] = []
+        self.waiting: list[Connection] = []  # for an answer that another process computes
         self.held = 0
         self.working: set[Connection] = set()  # those that threads have
         self.looked = self.notified = self.sampled = self.asked_again = 0.0
@@ -224,85 +221,82 @@ class Worker(ThreadWorker):
         self.arrive(conn)
 
     def arrive(self, conn: Connection) -> None:
-        conn.state = BUSY
-        self.arrived.append((conn, time.perf_counter()))
+        conn.state, conn.started = BUSY, time.perf_counter()
+        self.arrived.append(conn)
 
     # Answering
 
-    def serve(self, arrived: list[tuple[Connection, float]]) -> None:
+    def serve(self, arrived: list[Connection]) -> None:
         """Have requests that arrived together answered, by the door or by the threads."""
-        self.pass_to_door([entered for arrival in arrived if (entered := self.enter(*arrival))],
-                   self.door.answers)
+        self.pass_to_door([conn for conn in arrived if self.enter(conn)], self.door.answers)
 
-    def pass_to_door(self, asked: list[Entered], door: Callable) -> None:
-        if not asked:
+    def pass_to_door(self, conns: list[Connection], door: Callable) -> None:
+        if not conns:
             return
         try:
-            answers = door([visit for visit, *_ in asked])
+            answers = door([conn.visit for conn in conns])
         except Exception:
-            if len(asked) > 1:  # one request's fault must not fail the others
-                for one in asked:
-                    self.pass_to_door([one], door)
+            if len(conns) > 1:  # one request's fault must not fail the others
+                for conn in conns:
+                    self.pass_to_door([conn], door)
                 return
             self.log.exception("Error at the door")
-            self.drop(asked[0][1])
+            self.drop(conns[0])
             return
-        for (visit, conn, request, response), answer in zip(asked, answers, strict=True):
-            self.answer(conn, visit, request, response, answer)
+        for conn, answer in zip(conns, answers, strict=True):
+            self.answer(conn, answer)
 
     @drops_on_error
-    def enter(self, conn: Connection, started: float) -> Entered | None:
-        """(visit, conn, request, response) of a request; None if it turns out to be refused."""
-        request, conn.request = conn.request, None
+    def enter(self, conn: Connection) -> bool:
+        """Make a Visit of a request. Returns False if it turns out to be refused."""
+        request = conn.request
         if isinstance(request, Unparsed):
             environ = request.environ(conn.address)
-            response = Response(request, conn.sock, self.cfg)
+            conn.response = Response(request, conn.sock, self.cfg)
         else:
             request.unreader.unread(bytes(conn.data[:conn.end]))
             request._expected_100_continue = False  # it has been answered
             try:
-                response, environ = wsgi.create(
+                conn.response, environ = wsgi.create(
                     request, conn.sock, conn.address, conn.server, self.cfg, Response)
             except errors.ConfigurationProblem as error:  # a path outside of SCRIPT_NAME
                 conn.request = Unparsed(f"{request.method} {request.uri}".encode())
                 self.refuse(conn, problem_of(error))
-                return None
+                return False
         del conn.data[:conn.end]
         conn.taken = conn.end
         environ["wsgi.multithread"] = True
-        visit = self.door.visit(environ, started)
-        visit.problem = conn.problem
+        conn.visit = self.door.visit(environ, conn.started)
+        conn.visit.problem = conn.problem
         self.nr += 1
         if self.nr >= self.max_requests:
             self.alive = False
         if conn.problem or (conn.eof and not conn.data) or not self.alive:
-            response.force_close()
-        return visit, conn, request, response
+            conn.response.force_close()
+        return True
 
     @drops_on_error
-    def answer(self, conn: Connection, visit: Visit, request: Request | Unparsed,
-               response: Response, answer: Answer | None) -> None:
+    def answer(self, conn: Connection, answer: Answer | None) -> None:
         if answer is None:
-            if visit.found and visit.found.busy:
+            if conn.visit.found and conn.visit.found.busy:
                 # The loop polls: a waiting thread could block the very request it waits for.
-                self.waiting.append((visit, conn, request, response))
+                self.waiting.append(conn)
                 return
             self.working.add(conn)
-            self.tpool.submit(self.work, time.perf_counter(), visit, conn, request, response)
+            self.tpool.submit(self.work, time.perf_counter(), conn)
             return
         status, headers, body = answer
-        response.start_response(status, headers)
-        conn.closes = response.should_close()
-        self.finish(conn, response.to_bytes(body))
+        conn.response.start_response(status, headers)
+        conn.closes = conn.response.should_close()
+        self.finish(conn, conn.response.to_bytes(body))
 
-    def work(self, queued: float, visit: Visit, conn: Connection, request: Request | Unparsed,
-             response: Response) -> None:
+    def work(self, queued: float, conn: Connection) -> None:
         """Have a request answered, in a thread."""
-        data = b""
+        data, response = b"", conn.response
         if self.sampler:
             metrics.THREAD_WAIT.observe(time.perf_counter() - queued)
         try:
-            parts = self.door.ask(visit, response.start_response)
+            parts = self.door.ask(conn.visit, response.start_response)
             try:
                 length = 0 if response._omits_body else response.response_length
                 if length is not None and length <= WHOLE:
@@ -318,7 +312,7 @@ class Worker(ThreadWorker):
             conn.closes = response.should_close()
         except Exception as error:
             if not isinstance(error, ConnectionError | TimeoutError):
-                self.log.exception("Error handling request %s", request.uri)
+                self.log.exception("Error handling request %s", conn.request.uri)
             conn.closes = True
         if conn.sock.gettimeout():
             conn.sock.settimeout(None)  # or the loop would wait, too
@@ -369,6 +363,7 @@ class Worker(ThreadWorker):
 
     def set_idle(self, conn: Connection) -> None:
         conn.deadline = time.monotonic() + (self.cfg.keepalive if self.alive else CLOSE_SECONDS)
+        conn.request = conn.visit = conn.response = None
         conn.state = IDLE
 
     @drops_on_error
