@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import pwd
@@ -44,7 +43,6 @@ START_SECONDS = STOP_SECONDS = 30
 MOMENT_SECONDS = 1
 TICK_SECONDS = 0.25  # how often the watcher looks
 AGAIN_SECONDS = 2  # from one start to the next of a server that keeps dying
-log = logging.getLogger("shopfront.embedded")
 
 
 class Servers:
@@ -317,29 +315,26 @@ class Watcher:
         if self.pids[name] and not _ended(self.pids[name]):
             return
         if not self.servers.pid(name) and time.monotonic() >= self.due[name]:
-            log.warning("%s has ended and is started again", NAMES[name])
+            _say("WARNING", f"{NAMES[name]} has ended and is started again")
             try:
                 launch()
             except (OSError, RuntimeError) as error:
-                log.error("%s can't be started: %s", NAMES[name], error)
+                _say("ERROR", f"{NAMES[name]} can't be started: {error}")
             self.due[name] = time.monotonic() + AGAIN_SECONDS
         self.pids[name] = self.servers.pid(name)
 
 
-class _Json(logging.Formatter):
-    """Lines like those of the shop's own log."""
-
-    def format(self, record):
-        now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": now, "level": record.levelname, "logger": record.name,
-                           "message": record.getMessage()})
+def _say(level, message):
+    """Write a line like those of the shop's own log, to our output and to the watcher's log."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": now, "level": level, "logger": "shopfront.embedded",
+                       "message": message})
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads our output any more
+            print(line, file=stream, flush=True)
 
 
 def watch(folder: str, durable: str, starter: str) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(_Json())
-        log.addHandler(handler)
     with contextlib.suppress(FileNotFoundError):  # the start failed
         Watcher(folder, durable == "1", int(starter)).run()
 

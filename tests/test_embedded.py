@@ -432,6 +432,16 @@ def test_what_is_revived_is_stopped_with_the_last_lease(used):
         assert execute(url, "SELECT 1") == [(1,)]
 
 
+def test_a_server_comes_back_even_if_nobody_reads_that(used):
+    with starter(used) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        old = pid_of(used, VALKEY)
+        os.kill(old, signal.SIGKILL)
+        soon(lambda: pid_of(used, VALKEY) not in (None, old))
+        process.stdout = None  # for communicate()
+
+
 def test_nothing_is_revived_for_nobody(used):
     with starter(used) as process:
         process.stdout.readline()

@@ -161,14 +161,15 @@ class Access:
     writes all queued ones: one write for all requests that were answered together.
     """
 
-    def __init__(self, stream: TextIO, files: list[SharedFile], people: bool = False) -> None:
-        self._stream, self._files = stream, files
+    def __init__(self, stream: TextIO, files: list[SharedFile], people: bool, shown: bool) -> None:
+        self._stream, self._files, self._people, self._shown = stream, files, people, shown
         self._lines: collections.deque[str] = collections.deque()
         self._second, self._stamp = 0, ""
-        self._people = people
 
     def note(self, visit: Visit, status: str) -> None:
-        """Keep a line until the next ``flush``."""
+        """Keep a line until the next ``flush``, unless LOG_LEVEL excludes it."""
+        if not self._shown:
+            return
         now = time.time()
         second = int(now)
         if second != self._second:
@@ -201,12 +202,9 @@ class Access:
             if self._people:
                 self._stream.write("".join(map(_for_people, lines)))
                 self._stream.flush()
-            elif len(data) <= PIPE_BUF:
-                self._stream.buffer.write(data)
-                self._stream.flush()
             else:  # a pipe may split larger writes, and other processes write to it, too
-                for line in lines:
-                    self._stream.buffer.write(line.encode())
+                for part in [data] if len(data) <= PIPE_BUF else map(str.encode, lines):
+                    self._stream.buffer.write(part)
                     self._stream.flush()
             for file in self._files:
                 with file.lock:  # type: ignore[union-attr] # every handler has one
@@ -227,16 +225,6 @@ def _for_people(line):
     more = f"{user} {line['milliseconds']:.1f} ms"
     return (f"{time.strftime('%H:%M:%S')} \x1b[{colour}m{line['status']}\x1b[0m {what}"
             f"{_dim(more)}\n")
-
-
-class NoAccess:
-    """Stands in for Access if LOG_LEVEL excludes its lines."""
-
-    def note(self, visit: Visit, status: str) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
 
 
 def init_app(app: Flask) -> None:
@@ -264,9 +252,8 @@ def init_app(app: Flask) -> None:
     pool.handlers, pool.propagate = handlers, False
     pool.setLevel(max(root.level, logging.WARNING))
     security.setLevel(logging.INFO)  # whatever LOG_LEVEL is
-    app.extensions["access_log"] = (
-        Access(sys.stdout, files[:1], people) if root.isEnabledFor(logging.INFO) else NoAccess()
-    )
+    app.extensions["access_log"] = Access(
+        sys.stdout, files[:1], people, root.isEnabledFor(logging.INFO))
 
 
 def event(name: str, **facts: object) -> None:
