@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 
 from extensions import cache
 from extensions.behind.upkeep import tidy
-from tests.conftest import Client, execute
+from tests.conftest import Client, execute, unique
 
 NAMES = ["Tea", "teapot", "Pen", "=cup", 'Jug, "blue"', "Éclair", "steam iron"]
 SKUS = [None, None, "S1", "S2", "S3", "S4", "S5", "tea-6"]
@@ -415,7 +415,7 @@ class Batch:
                   "category_id": category}
         if category == NOWHERE:
             fields["sku"] = None
-        key, copies = dice.choice([None, None, f"key{dice.random()}"]), dice.choice([1, 1, 3])
+        key, copies = dice.choice([None, None, unique("key")]), dice.choice([1, 1, 3])
         alone = [("sku", fields["sku"])] if fields["sku"] else ()
         if self.claim(("category", category), alone=alone):
             note(f"create: {fields} {key} x{copies}")
