@@ -356,6 +356,16 @@ def test_a_reader_may_leave_behind_any_block(shop, kind, blocks):
             assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_a_report_whose_client_is_gone_before_it_begins_occupies_nothing(shop):
+    gone = socket.socket()
+    gone.close()
+    for _ in range(4):
+        answer = shop.client.get("reports/transactions", token=shop.admin.token, query_string=EVER,
+                                 environ_overrides={"gunicorn.socket": gone})
+        assert answer.status_code == 500
+    assert shop.report().status_code == 200
+
+
 def test_a_refused_report_occupies_nothing(shop):
     for _ in range(4):
         assert shop.report("2026-03-02", "2026-03-01").status_code == 422

@@ -51,22 +51,10 @@ class Transactions(MethodView):
         held = contextlib.ExitStack()
         held.callback(slots.release)
         try:
-            size, blocks = begin(held, kind, query)
+            response = download(held, kind, query)
         except BaseException:
             held.close()
             raise
-        # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
-        response = Response(itertools.chain(blocks, releasing(held)), content_type=TYPES[kind] + (
-            "; charset=utf-8; header=present" if kind == "csv" else ""))
-        response.call_on_close(held.close)  # if the client disconnects early
-        name = f"transactions_{query['start_date']:%Y-%m-%d}_{query['end_date']:%Y-%m-%d}.{kind}"
-        response.headers.update({
-            "Content-Disposition": f'attachment; filename="{name}"',
-            "Report-Rows": str(size["rows"]), "Report-Amount": size["amount"],
-            "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization",
-        })
-        if client := request.environ.get("gunicorn.socket"):
-            client.settimeout(STALL_SECONDS)
         if request.method == "HEAD":
             held.close()
         return response
@@ -91,6 +79,25 @@ def negotiated_format() -> str:
     if best is None:
         raise Problem("not_acceptable", "Reports come as " + ", ".join(TYPES.values()) + ".")
     return next(kind for kind, type_ in TYPES.items() if type_ == best)
+
+
+def download(held: contextlib.ExitStack, kind: str, window: dict) -> Response:
+    """The response of a report, which gives back what is ``held`` at its end, however that comes.
+    """
+    size, blocks = begin(held, kind, window)
+    # chain() has no close(), which in the middle of a COPY would wait for PostgreSQL.
+    response = Response(itertools.chain(blocks, releasing(held)), content_type=TYPES[kind] + (
+        "; charset=utf-8; header=present" if kind == "csv" else ""))
+    response.call_on_close(held.close)  # if the client disconnects early
+    name = f"transactions_{window['start_date']:%Y-%m-%d}_{window['end_date']:%Y-%m-%d}.{kind}"
+    response.headers.update({
+        "Content-Disposition": f'attachment; filename="{name}"',
+        "Report-Rows": str(size["rows"]), "Report-Amount": size["amount"],
+        "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization",
+    })
+    if client := request.environ.get("gunicorn.socket"):
+        client.settimeout(STALL_SECONDS)
+    return response
 
 
 def begin(held: contextlib.ExitStack, kind: str, window: dict) -> tuple[dict, Iterator[bytes]]:
