@@ -16,7 +16,7 @@ import redis
 
 from extensions import cache, redis_client
 from extensions.cache_backends import RedisBackend
-from tests.conftest import PASSWORD, execute, register, unique
+from tests.conftest import PASSWORD, REDIS_TIMEOUT, execute, register, unique
 
 LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining",
                  "X-RateLimit-Reset")
@@ -253,7 +253,7 @@ class Valkey:
 
 @pytest.fixture
 def valkey(run_folder, monkeypatch):
-    monkeypatch.setattr(redis_client, "TIMEOUT", 0.1)  # as everywhere but in tests
+    monkeypatch.setattr(redis_client, "TIMEOUT", REDIS_TIMEOUT)
     folder = run_folder / unique("v")
     folder.mkdir()
     server = Valkey(folder)
